@@ -1,0 +1,1 @@
+"""WHERE it happens: Ray actors and the transport of messages between them."""

@@ -1,0 +1,163 @@
+"""Executing a program: each actor runs its operations in one fixed order. Plain Python, no Ray."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from actors.mailbox import Mailbox
+from actors.operations import Key, Kind, Operation, Report, Span
+from actors.transport import Channel
+from actors.wire import detach_state
+from learning.block import BlockLearner
+from learning.data import Batches
+from learning.feedback import FeedbackLearner, table_step
+from learning.messages import Message
+
+NEXT, PREVIOUS, FEEDBACK, BLOCK = "next", "previous", "feedback", "block"
+"""Names of an actor's channels: to block k+1 and k-1 (or feedback module k-1), and across."""
+
+
+class Executor(ABC):
+    """Runs chunks of one actor's program and reports on them."""
+
+    def __init__(self, mailbox: Mailbox, threads: int) -> None:
+        self.mailbox, self.threads = mailbox, threads
+        self.channels: Mapping[str, Channel] = {}
+        self.report = Report()
+
+    def run(self, operations: Sequence[Operation]) -> Report:
+        """Execute operations in order; returns what they left behind."""
+        # Ray may run each call on another thread, and torch keeps the number a thread.
+        torch.set_num_threads(self.threads)
+        self.report = Report()
+        for operation in operations:
+            waited, started = self.mailbox.waited_ns, time.time_ns()
+            self.execute(operation)
+            self.report.spans.append(
+                Span(
+                    operation.kind.value,
+                    operation.step,
+                    operation.shard,
+                    started,
+                    time.time_ns(),
+                    self.mailbox.waited_ns - waited,
+                )
+            )
+        return self.report
+
+    @abstractmethod
+    def execute(self, op: Operation) -> None:
+        """Execute one operation."""
+
+    def send(self, channel: str, key: Key, message: Message) -> None:
+        """Send over one of this actor's channels."""
+        self.report.bytes_sent += self.channels[channel].send(key, message)
+
+
+class SourceExecutor(Executor):
+    """Makes batches and sends them to block 1."""
+
+    def __init__(
+        self, batches: Batches, evaluation_batch: int, mailbox: Mailbox, threads: int
+    ) -> None:
+        super().__init__(mailbox, threads)
+        self.batches, self.evaluation_batch = batches, evaluation_batch
+
+    def execute(self, op: Operation) -> None:
+        if op.kind is Kind.BATCH:
+            x, y = self.batches.shard(op.step, op.shard)
+            self.send(NEXT, Key("x", op.step, op.shard), {"x": x, "y": y})
+        else:
+            x, y = self.batches.evaluation_batch(op.split, op.shard, self.evaluation_batch)
+            self.send(NEXT, Key("e", op.step, op.shard, split=op.split), {"x": x, "y": y})
+
+
+class BlockExecutor(Executor):
+    """Runs one block's operations on its learner."""
+
+    def __init__(
+        self, learner: BlockLearner, delay: int, mailbox: Mailbox, threads: int
+    ) -> None:
+        super().__init__(mailbox, threads)
+        self.learner, self.delay = learner, delay
+        self._table: tuple[int, Message | None] = (-1, None)
+
+    def execute(self, op: Operation) -> None:
+        learner, step, shard = self.learner, op.step, op.shard
+        if op.kind is Kind.FORWARD:
+            message = self.mailbox.take(Key("x", step, shard))
+            mixes = learner.forward_needs_feedback(step)
+            table = self._feedback(step) if mixes else None
+            on = learner.forward(step, shard, message, table)
+            if on is not None:
+                self.send(NEXT, Key("x", step, shard), on)
+        elif op.kind is Kind.ASSESS:
+            back, readout = learner.assess(step, shard, self._feedback(step))
+            if back is not None:
+                self.send(PREVIOUS, Key("g", step, shard, learner.index), back)
+            if readout is not None:
+                self.send(FEEDBACK, Key("readout", step, shard), readout)
+        elif op.kind is Kind.GRADIENT:
+            gradient = self.mailbox.take(Key("g", step, shard, op.origin))["gradient"]
+            back = learner.receive(shard, op.origin, gradient)
+            if back is not None:
+                self.send(PREVIOUS, Key("g", step, shard, op.origin), back)
+        elif op.kind is Kind.UPDATE:
+            self.report.steps[step] = learner.update(step)
+        elif op.kind is Kind.EVALUATE:
+            message = self.mailbox.take(Key("e", step, shard, split=op.split))
+            on = learner.infer(op.split, message, self._feedback(step))
+            if learner.index < learner.last:
+                self.send(NEXT, Key("e", step, shard, split=op.split), on)
+        elif op.kind is Kind.TALLY:
+            metrics = learner.end_evaluation(op.split)
+            self.report.evaluations.append((step, op.split, metrics))
+        elif op.kind is Kind.SNAPSHOT:
+            self.report.snapshots[step] = detach_state(learner.state_dict())
+        else:
+            raise AssertionError(op)
+
+    def _feedback(self, step: int) -> Message | None:
+        if not self.learner.needs_feedback:
+            return None
+        wanted = table_step(step, self.delay)
+        if self._table[0] != wanted:
+            self._table = (wanted, self.mailbox.take(Key("table", wanted)))
+        return self._table[1]
+
+
+class FeedbackExecutor(Executor):
+    """Runs one feedback module's operations on its learner."""
+
+    def __init__(
+        self, learner: FeedbackLearner, *, top: bool, mailbox: Mailbox, threads: int
+    ) -> None:
+        super().__init__(mailbox, threads)
+        self.learner, self.top = learner, top
+
+    def resend(self, step: int) -> None:
+        """Send the tables under way when the loaded snapshot was taken; training goes on at `step`."""
+        for sent, message in self.learner.pending_tables(step):
+            self.send(BLOCK, Key("table", sent), message)
+
+    def execute(self, op: Operation) -> None:
+        learner, step = self.learner, op.step
+        if op.kind is Kind.TABLE:
+            upstream = None if self.top else self.mailbox.take(Key("raw", step))
+            table, raw = learner.forward(step, upstream)
+            self.send(BLOCK, Key("table", step), table)
+            if PREVIOUS in self.channels:
+                self.send(PREVIOUS, Key("raw", step), raw)
+        elif op.kind is Kind.READOUT:
+            readout = self.mailbox.take(Key("readout", step, op.shard))
+            learner.receive(step, op.shard, readout)
+        elif op.kind is Kind.FEEDBACK_UPDATE:
+            self.report.steps[step] = learner.update(step)
+        elif op.kind is Kind.SNAPSHOT:
+            self.report.snapshots[step] = detach_state(learner.state_dict())
+        else:
+            raise AssertionError(op)

@@ -1,0 +1,73 @@
+"""The operations that actors execute, the reports they return, and the keys of messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Kind(StrEnum):
+    """What an operation does. F, B, U, V, E, S are those of docs/architecture.md."""
+
+    BATCH = "batch"  # source: make one shard and send it to block 1
+    FORWARD = "F"  # block: run one shard forward, send it on
+    ASSESS = "L"  # block: its own loss on one shard, send readout and gradient
+    GRADIENT = "G"  # block: take the gradient of block `origin`'s loss through, send it on
+    UPDATE = "U"  # block: optimizer step
+    TABLE = "B"  # feedback module: compute the table of a step, send it
+    READOUT = "R"  # feedback module: learn from one shard's readout
+    FEEDBACK_UPDATE = "V"  # feedback module: optimizer step
+    EVALUATE = "E"  # source, block: one evaluation batch
+    TALLY = "T"  # block: close the evaluation of a split
+    SNAPSHOT = "S"  # block, feedback module: copy the state
+
+
+class Operation(NamedTuple):
+    """One entry of an actor's program.
+
+    Attributes:
+        shard: shard of the step, or number of the evaluation batch.
+        origin: block whose loss a gradient comes from.
+        split: data split of an evaluation.
+    """
+
+    kind: Kind
+    step: int
+    shard: int = 0
+    origin: int = 0
+    split: str = ""
+
+
+class Span(NamedTuple):
+    """What one operation took: Unix times in nanoseconds; `waited` of it was for messages."""
+
+    kind: str
+    step: int
+    shard: int
+    started: int
+    ended: int
+    waited: int
+
+
+@dataclass
+class Report:
+    """What an actor returns for one chunk of its program."""
+
+    spans: list[Span] = field(default_factory=list)
+    steps: dict[int, dict[str, float]] = field(default_factory=dict)
+    evaluations: list[tuple[int, str, dict[str, float]]] = field(default_factory=list)
+    snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    bytes_sent: int = 0
+
+
+class Key(NamedTuple):
+    """Names one message at its receiver: what it is, of which step, shard and origin."""
+
+    what: str
+    step: int
+    shard: int = 0
+    origin: int = 0
+    split: str = ""

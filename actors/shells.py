@@ -1,0 +1,123 @@
+"""The Ray actors: thin shells around executors, one process each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorClass
+from torch import Tensor
+
+from actors import wire
+from actors.execution import (
+    BlockExecutor,
+    Executor,
+    FeedbackExecutor,
+    SourceExecutor,
+)
+from actors.mailbox import Mailbox
+from actors.operations import Key, Operation, Report
+from actors.transport import ObjectStoreChannel
+from learning.build import Program, build_block, build_feedback
+from learning.data import AugmentSettings, Batches, Dataset, DataSettings, load_dataset
+from learning.units import Unit
+
+MAIL = "mail"
+"""The concurrency group in which messages arrive while the program runs."""
+
+
+def actor_device() -> torch.device:
+    """The GPU that Ray assigned to this actor, else the CPU."""
+    return torch.device("cuda:0") if ray.get_gpu_ids() else torch.device("cpu")
+
+
+class _Shell:
+    """What all actors share: mail, connections, running a chunk. Holds its executor."""
+
+    def __init__(self, executor: Executor, device: torch.device) -> None:
+        self._executor, self._device = executor, device
+
+    @ray.method(concurrency_group=MAIL)
+    def deliver(self, key: Key, arrays: wire.Arrays, hold: bool) -> None:
+        """Receive a message; with `hold`, return only when the program has taken it."""
+        # Read the field now: pickling a NamedTuple keeps its class, so keys compare equal.
+        self._executor.mailbox.put(key, wire.decode(arrays, self._device))
+        if hold:
+            self._executor.mailbox.wait_taken(key)
+
+    @ray.method
+    def connect(self, channels: Mapping[str, tuple[Any, int | None]]) -> None:
+        """Set this actor's channels: name to (receiving actor, window)."""
+        self._executor.channels = {
+            name: ObjectStoreChannel(receiver, window)
+            for name, (receiver, window) in channels.items()
+        }
+
+    @ray.method
+    def run(self, operations: Sequence[Operation]) -> Report:
+        """Execute a chunk of this actor's program."""
+        return self._executor.run(operations)
+
+
+class _Source(_Shell):
+    def __init__(
+        self,
+        data: DataSettings | Dataset,
+        augment: AugmentSettings,
+        program: Program,
+        evaluation_batch: int,
+        threads: int,
+    ) -> None:
+        dataset = data if isinstance(data, Dataset) else load_dataset(data)
+        settings = program.settings
+        batches = Batches(
+            dataset,
+            seed=settings.seed,
+            batch=settings.batch,
+            shards=settings.shards,
+            augment=augment,
+        )
+        cpu = torch.device("cpu")
+        super().__init__(SourceExecutor(batches, evaluation_batch, Mailbox(), threads), cpu)
+
+
+class _Block(_Shell):
+    def __init__(self, program: Program, k: int, units: Sequence[Unit], threads: int) -> None:
+        device = actor_device()
+        torch.set_num_threads(threads)
+        learner = build_block(program, k, units, device)
+        executor = BlockExecutor(learner, program.feedback_delay, Mailbox(), threads)
+        super().__init__(executor, device)
+        self._learner = learner
+
+    @ray.method
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Load a snapshot."""
+        self._learner.load_state_dict(state)
+
+
+class _Feedback(_Shell):
+    def __init__(self, program: Program, k: int, threads: int) -> None:
+        device = actor_device()
+        torch.set_num_threads(threads)
+        learner = build_feedback(program, k, device)
+        top = k == program.feedback_modules or not program.feedback_chain
+        executor = FeedbackExecutor(learner, top=top, mailbox=Mailbox(), threads=threads)
+        super().__init__(executor, device)
+        self._feedback = executor
+
+    @ray.method
+    def load(self, state: dict[str, Tensor], step: int) -> None:
+        """Load a snapshot; training goes on at `step`."""
+        self._feedback.learner.load_state_dict(state)
+        self._feedback.resend(step)
+
+
+def actor_classes(
+    mail_threads: int,
+) -> tuple[ActorClass[_Source], ActorClass[_Block], ActorClass[_Feedback]]:
+    """Source, block and feedback actors that can hold `mail_threads` messages back at once."""
+    remote = ray.remote(concurrency_groups={MAIL: mail_threads})
+    return remote(_Source), remote(_Block), remote(_Feedback)

@@ -1,0 +1,49 @@
+"""Channels: how a message gets from one actor to another, bounded by a window."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Protocol
+
+import ray
+
+from actors import wire
+from actors.operations import Key
+from learning.messages import Message
+
+
+class Channel(Protocol):
+    """The sending end of a one-way connection between two actors."""
+
+    def send(self, key: Key, message: Message) -> int:
+        """Send; blocks while the window is full. Returns the bytes sent."""
+        ...
+
+
+class ObjectStoreChannel:
+    """Pushes messages through Ray's object store.
+
+    Arrays above Ray's inlining limit (100 KB) are put into shared memory once and read there
+    without a copy; smaller ones ride in the call. The reference dies when the message is taken.
+
+    Args:
+        receiver: handle of an actor with `deliver(key, arrays, hold)`.
+        window: most messages that may be under way or waiting at the receiver; None where the
+            data flow itself bounds them (gradients, readouts, tables).
+    """
+
+    def __init__(self, receiver: Any, window: int | None) -> None:
+        self._receiver = receiver
+        self._window = window
+        self._under_way: deque[ray.ObjectRef[None]] = deque()
+
+    def send(self, key: Key, message: Message) -> int:
+        """Send `message`; the receiver takes it by `key`."""
+        arrays = wire.encode(message)
+        if self._window is None:
+            self._receiver.deliver.options(num_returns=0).remote(key, arrays, False)
+            return wire.size(arrays)
+        if len(self._under_way) >= self._window:
+            ray.get(self._under_way.popleft())
+        self._under_way.append(self._receiver.deliver.remote(key, arrays, True))
+        return wire.size(arrays)

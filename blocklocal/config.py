@@ -1,0 +1,212 @@
+"""The run configuration: one model behind YAML files, `dotted.key=value` words and the Python API."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from learning.data import DataSettings, DigitsSettings
+from learning.errors import UserError
+from learning.networks import MLPSettings, NetworkSettings
+from learning.rules import Local, RuleSettings
+from learning.settings import (
+    AdamWSettings,
+    ConstantSchedule,
+    OptimizerSettings,
+    PrecisionSettings,
+    ScheduleSettings,
+    Settings,
+)
+from orchestrator.placement import ResourceSettings
+from orchestrator.plan import BlocksSettings
+from tuning.tracking import TrackingSettings
+
+
+class TrainingSettings(Settings):
+    """How long, and in what portions."""
+
+    epochs: float = Field(default=5.0, gt=0)
+    steps: int | None = Field(default=None, ge=1, description="wins over epochs")
+    batch: int = Field(default=128, ge=1, description="samples of one step")
+    shards: int = Field(default=1, ge=1, description="microbatches of one step")
+    seed: int = Field(default=0, ge=0)
+    evaluate_every: int | None = Field(
+        default=None, ge=1, description="steps between evaluations with checkpoints; null: an epoch"
+    )
+    evaluation_batch: int = Field(default=256, ge=1)
+
+    @model_validator(mode="after")
+    def _shards_divide(self) -> Self:
+        if self.batch % self.shards:
+            raise ValueError(
+                f"training.batch = {self.batch} is not a multiple of training.shards = "
+                f"{self.shards}: change one of them"
+            )
+        return self
+
+
+class EngineSettings(Settings):
+    """What runs the program: `ray` (actors on a cluster) or `sequential` (this process)."""
+
+    kind: Literal["ray", "sequential"] = "ray"
+    address: str | None = Field(default=None, description="of a Ray cluster; null: a local one")
+    window: int = Field(default=3, ge=1, description="steps a block may run ahead of the next")
+    resources: ResourceSettings = ResourceSettings()
+
+
+class RunSettings(Settings):
+    """Where a run is kept."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    directory: Path | None = Field(default=None, description="null: runs/<name>-<time>")
+
+
+class RunConfig(Settings):
+    """Everything that determines a run."""
+
+    run: RunSettings = RunSettings()
+    data: DataSettings = DigitsSettings()
+    network: NetworkSettings = MLPSettings()
+    blocks: BlocksSettings = BlocksSettings()
+    rule: RuleSettings = Local()
+    optimizer: OptimizerSettings = AdamWSettings()
+    schedule: ScheduleSettings = ConstantSchedule()
+    precision: PrecisionSettings = PrecisionSettings()
+    training: TrainingSettings = TrainingSettings()
+    engine: EngineSettings = EngineSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and lay `dotted.key=value` words over it.
+
+    Raises:
+        UserError: one sentence for the first thing that is wrong.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read {path} ({error.strerror}): give an existing file") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} is not valid YAML ({reason}): mend the file") from error
+        if not isinstance(loaded, dict):
+            raise UserError(f"{path} holds {type(loaded).__name__}, not settings: write key: value")
+        tree = loaded
+    for word in overrides:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"{word!r} is not a setting: write dotted.key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"the value of {word!r} is not valid YAML: quote it") from error
+        overlay(tree, key.split("."), value)
+    return make_config(tree)
+
+
+def make_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Validate a tree of settings.
+
+    Raises:
+        UserError: for an unknown key, with the nearest known one, or a wrong value.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_sentence(error)) from error
+
+
+def overlay(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set one value; where a section's `kind` changes, its old settings are dropped."""
+    for name in path[:-1]:
+        if not isinstance(tree.get(name), dict):
+            tree[name] = {}
+        tree = tree[name]
+    last = path[-1]
+    if last == "kind" and tree.get("kind", value) != value:
+        tree.clear()
+    tree[last] = value
+
+
+def dotted(settings: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """All values by dotted key, as `dotted.key=value` takes them."""
+    tree = settings.model_dump(mode="json") if isinstance(settings, BaseModel) else settings
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= dotted(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    # Pydantic names the chosen member of a union by its tag; a user never wrote that.
+    path = _without_tags(first["loc"])
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "see docs/configuration.md for all keys"
+        return f"unknown setting {key}: {hint}"
+    if first["type"] == "union_tag_invalid":
+        context = first.get("ctx", {})
+        return (
+            f"{key}.kind = {context.get('tag')!r} is unknown: use one of "
+            f"{context.get('expected_tags')}"
+        )
+    if first["type"] == "value_error":
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return message if not key or key in message else f"{key}: {message}"
+    if first["type"] == "missing":
+        return f"{key} is missing: set {key}=..."
+    reason = str(first["msg"])
+    return f"{key} = {first['input']!r} is not possible: {reason[0].lower()}{reason[1:]}"
+
+
+def _without_tags(location: Sequence[int | str]) -> list[str]:
+    """Drop what is not a key: tags of unions and names of pydantic's own validators."""
+    path: list[str] = []
+    here: list[Any] = [RunConfig]
+    for part in location:
+        if isinstance(part, int):
+            path.append(str(part))
+            continue
+        fields = [m.model_fields[part] for m in here if part in m.model_fields]
+        if fields:
+            path.append(part)
+            here = [m for f in fields for m in _models(f.annotation)]
+        elif part == location[-1] and not any(part == kind for kind in _kinds(here)):
+            path.append(part)
+    return path
+
+
+def _kinds(models: Sequence[type[BaseModel]]) -> list[str]:
+    return [m.model_fields["kind"].default for m in models if "kind" in m.model_fields]
+
+
+def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """All dotted keys that exist, over every kind of every section."""
+    for name, info in model.model_fields.items():
+        yield f"{prefix}{name}"
+        for inner in _models(info.annotation):
+            yield from known_keys(inner, f"{prefix}{name}.")
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The settings models in an annotation such as `Annotated[A | B, ...] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+        return [m for a in typing.get_args(annotation) for m in _models(a)]
+    return []

@@ -1,0 +1,1 @@
+"""WHAT is computed: blocks, rules, latents, feedback, networks, data. Plain PyTorch, no Ray."""

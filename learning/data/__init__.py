@@ -1,0 +1,28 @@
+"""Data: settings, datasets with three disjoint splits, and batches as a function of the step."""
+
+from learning.data.batches import Batches
+from learning.data.cache import cache_directory
+from learning.data.datasets import Dataset, Split, load_dataset
+from learning.data.parquet import decode_image, read_parquet
+from learning.data.settings import (
+    ArraysSettings,
+    AugmentSettings,
+    DataSettings,
+    DigitsSettings,
+    ParquetSettings,
+)
+
+__all__ = [
+    "ArraysSettings",
+    "AugmentSettings",
+    "Batches",
+    "DataSettings",
+    "Dataset",
+    "DigitsSettings",
+    "ParquetSettings",
+    "Split",
+    "cache_directory",
+    "decode_image",
+    "load_dataset",
+    "read_parquet",
+]

@@ -1,0 +1,80 @@
+"""What to train on: one settings model for each kind of source, told apart by `kind`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from learning.settings import Settings
+
+
+class AugmentSettings(Settings):
+    """Random changes of the train images; evaluation never sees them."""
+
+    flip: bool = Field(default=False, description="mirror left to right half of the time")
+    crop: int = Field(
+        default=0,
+        ge=0,
+        description="pixels of zero (black) padding on each side, before a random crop",
+    )
+
+
+class SourceSettings(Settings):
+    """What every kind of source has.
+
+    The validation rows are the last rows of the train rows (after `limit`), so that they stay the
+    same whatever the seed of a run is.
+    """
+
+    validation: float = Field(default=0.1, ge=0, lt=1, description="share of the train rows")
+    classes: int | None = Field(
+        default=None,
+        ge=1,
+        description="number of classes; else the largest train label plus 1",
+    )
+    augment: AugmentSettings = AugmentSettings()
+    normalize: bool = Field(
+        default=True, description="subtract the mean and divide by the deviation of the train split"
+    )
+
+
+class DigitsSettings(SourceSettings):
+    """The handwritten digits that scikit-learn carries: 1,797 images of shape (1, 8, 8)."""
+
+    kind: Literal["digits"] = "digits"
+    test: float = Field(default=0.2, ge=0.01, le=0.9, description="share of all rows")
+
+
+class FileSettings(SourceSettings):
+    """What the sources read from files have."""
+
+    limit: int | None = Field(default=None, ge=1, description="use only the first train rows")
+    test_limit: int | None = Field(default=None, ge=1, description="use only the first test rows")
+
+
+class ParquetSettings(FileSettings):
+    """Parquet files of encoded images (bytes, or a struct with `bytes`) and integer labels."""
+
+    kind: Literal["parquet"] = "parquet"
+    train: Path
+    test: Path
+    image: str = "image"
+    label: str = "label"
+    cache: Path | None = Field(default=None, description="folder of decoded images")
+
+
+class ArraysSettings(FileSettings):
+    """A `.npz` file with x_train, y_train, x_test and y_test.
+
+    x is uint8 (then scaled to [0, 1]) or float, of shape (N, D) or (N, C, H, W); y is integer.
+    """
+
+    kind: Literal["arrays"] = "arrays"
+    path: Path
+
+
+DataSettings = Annotated[
+    DigitsSettings | ParquetSettings | ArraysSettings, Field(discriminator="kind")
+]

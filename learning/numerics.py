@@ -1,0 +1,62 @@
+"""Numeric policy and randomness of a learner: precision, layout, and seeds that are pure functions."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from learning.settings import PrecisionSettings
+
+
+class Numerics:
+    """Applies the precision policy to a module and its inputs on one device."""
+
+    def __init__(self, settings: PrecisionSettings, device: torch.device) -> None:
+        self.settings, self.device = settings, device
+        self.dtype = torch.float64 if settings.compute == "float64" else torch.float32
+        self.memory_format = (
+            torch.channels_last if settings.memory_format == "channels-last" else None
+        )
+
+    def prepare(self, module: nn.Module) -> None:
+        """Move `module` to the device, with its weights in the policy's type and layout."""
+        module.to(device=self.device, dtype=self.dtype)
+        if self.memory_format is not None:
+            for tensor in (*module.parameters(), *module.buffers()):
+                if tensor.dim() == 4:
+                    tensor.data = tensor.data.contiguous(memory_format=self.memory_format)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Bring an input to the device and layout; images and vectors only change type in float64."""
+        x = x.to(self.device, non_blocking=True)
+        if self.dtype == torch.float64 and x.is_floating_point():
+            x = x.double()
+        if self.memory_format is not None and x.dim() == 4:
+            x = x.contiguous(memory_format=self.memory_format)
+        return x
+
+    def autocast(self) -> torch.autocast:
+        """The context of forward passes; bfloat16 needs no loss scaling, unlike float16."""
+        enabled = self.settings.compute == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, *keys: int | str) -> Iterator[None]:
+    """Seed torch's generators from `keys` inside the block and restore them afterwards.
+
+    What is drawn depends on the keys alone: not on the process, the order of work, or a resume.
+    """
+    digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
+    seed = int.from_bytes(digest, "big") >> 1
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        # torch.manual_seed would also queue work for every accelerator of the machine.
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+        yield

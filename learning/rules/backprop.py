@@ -1,0 +1,22 @@
+"""End-to-end backpropagation through all blocks: the honest baseline."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from learning.credit import END_TO_END, Hop
+from learning.objectives import Objective
+from learning.rules.base import Rule
+
+
+class Backprop(Rule):
+    """True gradients of the task loss, passed from block to block."""
+
+    kind: Literal["backprop"] = "backprop"
+
+    @property
+    def credit(self) -> Hop:
+        return END_TO_END
+
+    def objective(self, shape: tuple[int, ...], classes: int, steps: int) -> Objective | None:
+        return None

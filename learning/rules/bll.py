@@ -1,0 +1,40 @@
+"""Block-local learning with probabilistic latents (Kappel et al. 2023, arXiv 2305.14974).
+
+The local loss is the evidence E6 in closed form, derived in docs/rules/bll.md.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from learning.feedback import FeedbackSettings
+from learning.objectives import Bootstrap, Evidence, Objective
+from learning.readout import LatentSettings
+from learning.rules.base import Rule
+from learning.settings import Settings
+
+
+class BootstrapSettings(Settings):
+    """Posterior bootstrapping: a share of samples goes on from the posterior, annealed to 0."""
+
+    share: float = Field(default=0.0, ge=0, le=1, description="share of samples at step 0")
+    until: float = Field(default=0.5, gt=0, le=1, description="share of all steps after which it is 0")
+
+
+class BLL(Rule):
+    """Every block's output is a latent's natural parameters; a feedback network tells it of y."""
+
+    kind: Literal["bll"] = "bll"
+    latent: LatentSettings = LatentSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
+    bootstrap: BootstrapSettings = BootstrapSettings()
+
+    def objective(self, shape: tuple[int, ...], classes: int, steps: int) -> Objective | None:
+        until = max(1, round(self.bootstrap.until * steps))
+        return Evidence(self.latent, shape, Bootstrap(self.bootstrap.share, until))
+
+    @property
+    def feedback_network(self) -> tuple[FeedbackSettings, LatentSettings] | None:
+        return self.feedback, self.latent

@@ -1,0 +1,19 @@
+"""Local learning: every block minimises the loss of its own auxiliary classifier."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from learning.heads import HeadSettings, make_head
+from learning.objectives import AuxiliaryClassifier, Objective
+from learning.rules.base import Rule
+
+
+class Local(Rule):
+    """Decoupled greedy learning (Belilovsky et al. 2020, arXiv 1901.08164), all blocks at once."""
+
+    kind: Literal["local"] = "local"
+    head: HeadSettings = HeadSettings()
+
+    def objective(self, shape: tuple[int, ...], classes: int, steps: int) -> Objective | None:
+        return AuxiliaryClassifier(make_head(self.head, shape, classes))

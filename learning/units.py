@@ -1,0 +1,135 @@
+"""Networks as lists of units: flatten an `nn.Sequential`, cut it into blocks, check ownership."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from learning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Unit:
+    """An indivisible layer or residual block, with its name in the original module."""
+
+    name: str
+    module: nn.Module
+
+
+def units_of(model: nn.Module) -> list[Unit]:
+    """List the units of `model`, an `nn.Sequential`; nested `nn.Sequential`s are opened too.
+
+    Raises:
+        UserError: when `model` is not an `nn.Sequential` or has no units.
+    """
+    if not _is_plain_sequential(model):
+        raise UserError(
+            f"a network must be an nn.Sequential, not {type(model).__name__}: "
+            "express it as an nn.Sequential of its layers"
+        )
+    units = list(_flatten(model, ""))
+    if not units:
+        raise UserError("the network has no units: add at least one layer")
+    return units
+
+
+def _is_plain_sequential(module: nn.Module) -> bool:
+    # A subclass with its own forward may do more than chain its children; hooks would be lost.
+    return (
+        isinstance(module, nn.Sequential)
+        and type(module).forward is nn.Sequential.forward
+        and not (module._forward_hooks or module._forward_pre_hooks)
+    )
+
+
+def _flatten(module: nn.Module, prefix: str) -> Iterator[Unit]:
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        if _is_plain_sequential(child):
+            yield from _flatten(child, f"{prefix}{name}.")
+        else:
+            yield Unit(prefix + name, child)
+
+
+def split(units: Sequence[Unit], at: Sequence[str]) -> list[list[Unit]]:
+    """Cut `units` before each name in `at` (a unit's name or the prefix of a group of units).
+
+    Returns:
+        `len(at) + 1` runs of consecutive units.
+
+    Raises:
+        UserError: for a name that does not exist, or cuts that leave a block empty.
+    """
+    starts = []
+    for name in at:
+        matches = [i for i, u in enumerate(units) if u.name == name or u.name.startswith(name + ".")]
+        if not matches:
+            known = [u.name for u in units] + sorted({u.name.split(".")[0] for u in units})
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+            raise UserError(f"blocks.at names {name!r}, which is not a unit of this network: {hint}")
+        starts.append(matches[0])
+    if starts != sorted(set(starts)) or 0 in starts:
+        raise UserError(
+            f"blocks.at = {list(at)} does not cut the network into non-empty blocks in order: "
+            "name later units, each once, in the order of the network"
+        )
+    edges = [0, *starts, len(units)]
+    blocks = [list(units[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    check_ownership(blocks)
+    return blocks
+
+
+def check_ownership(blocks: Sequence[Sequence[Unit]]) -> None:
+    """Check that every parameter and buffer belongs to exactly one block.
+
+    Raises:
+        UserError: naming the tensor and both blocks.
+    """
+    owner: dict[int, tuple[int, str]] = {}
+    for k, block in enumerate(blocks, start=1):
+        for unit in block:
+            for name, tensor in _tensors(unit):
+                first, first_name = owner.setdefault(id(tensor), (k, name))
+                if first != k:
+                    raise UserError(
+                        f"{name} in block {k} is the same tensor as {first_name} in block {first}: "
+                        "move the boundary so that one block owns both, or do not share it"
+                    )
+
+
+def _tensors(unit: Unit) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in (*unit.module.named_parameters(), *unit.module.named_buffers()):
+        yield f"{unit.name}.{name}", tensor
+
+
+class Chain(nn.Module):
+    """The units of one block, run in order, with state keyed by names in the original module."""
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        super().__init__()
+        self.unit_names = [u.name for u in units]
+        self.units = nn.ModuleList([u.module for u in units])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, ...) to (B, ...)."""
+        for unit in self.units:
+            x = unit(x)
+        return x
+
+    def original_name(self, name: str) -> str:
+        """Turn `units.<i>.<rest>` into `<unit name>.<rest>`."""
+        _, index, rest = name.split(".", 2)
+        return f"{self.unit_names[int(index)]}.{rest}"
+
+    def original_state(self) -> dict[str, Tensor]:
+        """Parameters and persistent buffers under their names in the original module."""
+        return {self.original_name(n): t for n, t in self.state_dict().items()}
+
+    def load_original_state(self, state: dict[str, Tensor]) -> None:
+        """Load the tensors of this block from a (possibly larger) state of the original module."""
+        self.load_state_dict({n: state[self.original_name(n)] for n in self.state_dict()})

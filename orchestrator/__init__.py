@@ -1,0 +1,1 @@
+"""WHEN work happens: plan, streams, checkpoints, timeline."""

@@ -1,0 +1,225 @@
+"""The Ray engine: starts the actors of a program and feeds them their operations in chunks.
+
+The driver is not in the data path. It hands every actor the same range of steps, keeps two chunks
+queued at each so that none runs dry, and puts the reports together again by step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from torch import Tensor
+
+from actors.execution import BLOCK, FEEDBACK, NEXT, PREVIOUS
+from actors.operations import Operation, Report, Span
+from actors.shells import actor_classes
+from learning.build import Program
+from learning.data import AugmentSettings, Dataset, DataSettings
+from learning.errors import UserError
+from learning.units import Unit
+from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
+from orchestrator.placement import Placement
+from orchestrator.plan import Plan
+from orchestrator.program import Calendar, block_program, feedback_program, source_program
+
+CHUNK_SECONDS = 0.5  # a chunk lasts about this long: reports stay fresh, calls stay rare
+CHUNKS_QUEUED = 2
+
+
+class ActorLostError(RuntimeError):
+    """An actor died; the run cannot go on, its last checkpoint can."""
+
+
+@dataclass
+class _Queue:
+    """One actor, and the chunks that were handed to it."""
+
+    name: str
+    handle: Any
+    operations: Callable[[range], list[Operation]]
+    calls: deque[ray.ObjectRef[Report]] = field(default_factory=deque)
+
+
+@dataclass
+class _Collected:
+    """Reports of all actors, until a step is complete."""
+
+    metrics: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)
+    evaluations: dict[tuple[int, str], dict[str, dict[str, float]]] = field(default_factory=dict)
+    snapshots: dict[int, dict[str, dict[str, Tensor]]] = field(default_factory=dict)
+    done: dict[str, int] = field(default_factory=dict)
+
+
+class RayEngine:
+    """Blocks, feedback modules and the source as actors in placement groups."""
+
+    def __init__(
+        self,
+        program: Program,
+        plan: Plan,
+        blocks: Sequence[Sequence[Unit]],
+        data: DataSettings | Dataset,
+        augment: AugmentSettings,
+        *,
+        evaluation_batch: int,
+        threads: int,
+        window: int,
+    ) -> None:
+        """Start all actors and connect them.
+
+        Args:
+            data: settings that the source loads by itself, or a data set in memory.
+            threads: torch threads of each actor.
+            window: steps that a block may run ahead of the next one.
+
+        Raises:
+            UserError: when the plan does not fit the cluster.
+        """
+        self._placement = Placement(plan)
+        feedback_modules = program.feedback_modules
+        messages = window * program.settings.shards
+        # One thread for each message that may wait, and some for those that never do.
+        source_actor, block_actor, feedback_actor = actor_classes(mail_threads=messages + 4)
+        # A bundle holds a block, and in half of it its feedback module where there is one.
+        share = 0.5 if feedback_modules else 1.0
+
+        def start(actor: Any, name: str, block: int, share: float, *arguments: Any) -> _Queue:
+            options = self._placement.options(block, share=share)
+            # Ray must never re-run a training step on a reset actor.
+            handle = actor.options(max_restarts=0, max_task_retries=0, **options).remote(*arguments)
+            return _Queue(name, handle, lambda steps: [])
+
+        self._blocks = [
+            start(block_actor, f"block{k}", k, share, program, k, units, threads)
+            for k, units in enumerate(blocks, start=1)
+        ]
+        self._feedback = [
+            start(feedback_actor, f"feedback{k}", k, share, program, k, threads)
+            for k in range(1, feedback_modules + 1)
+        ]
+        shipped = ray.put(data) if isinstance(data, Dataset) else data
+        source = start(
+            source_actor, "source", 1, 0.0, shipped, augment, program, evaluation_batch, 1
+        )
+        self._actors = [source, *self._blocks, *self._feedback]
+        self._program, self._source = program, source
+        self._call(self._connect(messages))
+
+    def _connect(self, messages: int) -> list[ray.ObjectRef[Any]]:
+        """Wire the streams: activations forward, gradients and tables back, readouts across."""
+        blocks, feedback = self._blocks, self._feedback
+        calls = [self._source.handle.connect.remote({NEXT: (blocks[0].handle, messages)})]
+        for i, block in enumerate(blocks):
+            channels: dict[str, tuple[Any, int | None]] = {}
+            if i + 1 < len(blocks):
+                channels[NEXT] = (blocks[i + 1].handle, messages)
+            if i > 0:
+                channels[PREVIOUS] = (blocks[i - 1].handle, None)
+            if i < len(feedback):
+                channels[FEEDBACK] = (feedback[i].handle, None)
+            calls.append(block.handle.connect.remote(channels))
+        for i, module in enumerate(feedback):
+            channels = {BLOCK: (blocks[i].handle, None)}
+            if i > 0 and self._program.feedback_chain:
+                channels[PREVIOUS] = (feedback[i - 1].handle, None)
+            calls.append(module.handle.connect.remote(channels))
+        return calls
+
+    def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
+        self._call([b.handle.load.remote(state[b.name]) for b in self._blocks])
+        self._call([f.handle.load.remote(state[f.name], step) for f in self._feedback])
+
+    def train(self, steps: range, calendar: Calendar) -> Iterator[Event]:
+        program = self._program
+        self._source.operations = lambda chunk: source_program(program, calendar, chunk)
+        for k, block in enumerate(self._blocks, start=1):
+            block.operations = lambda chunk, k=k: block_program(program, k, calendar, chunk)
+        for module in self._feedback:
+            module.operations = lambda chunk: feedback_program(program, calendar, chunk)
+        collected, finished, handed = _Collected(), steps.start, steps.start
+        length = 1
+        while finished < steps.stop:
+            while handed < steps.stop and self._room():
+                chunk = range(handed, min(handed + length, steps.stop))
+                for actor in self._actors:
+                    actor.calls.append(actor.handle.run.remote(actor.operations(chunk)))
+                handed = chunk.stop
+            for actor, report in self._reports():
+                yield Worked(actor.name, report.spans, report.bytes_sent)
+                _collect(collected, actor.name, report)
+                length = _chunk_length(report.spans)
+            learners = [a.name for a in (*self._blocks, *self._feedback)]
+            ready = min(collected.done.get(name, steps.start - 1) for name in learners)
+            while finished <= ready:
+                yield from _complete(collected, finished, calendar)
+                finished += 1
+
+    def _room(self) -> bool:
+        return all(len(actor.calls) < CHUNKS_QUEUED for actor in self._actors)
+
+    def _reports(self) -> Iterator[tuple[_Queue, Report]]:
+        """Wait for at least one chunk to finish anywhere, and take all that have."""
+        pending = {actor.calls[0]: actor for actor in self._actors if actor.calls}
+        ready, _ = ray.wait(list(pending), num_returns=1)
+        more, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
+        for call in dict.fromkeys([*ready, *more]):
+            actor = pending[call]
+            actor.calls.popleft()
+            yield actor, self._result(actor.name, call)
+
+    def _result(self, name: str, call: ray.ObjectRef[Any]) -> Any:
+        try:
+            return ray.get(call)
+        except (RayTaskError, RayActorError) as error:
+            raise self._root_cause(name, error) from error
+
+    def _root_cause(self, name: str, error: Exception) -> Exception:
+        """The error to show: what the user caused, before the loss of a peer that followed."""
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, UserError):
+            return cause
+        if isinstance(cause, RayActorError):
+            return ActorLostError(f"{name} lost an actor: {cause}")
+        return error
+
+    def _call(self, calls: Sequence[ray.ObjectRef[Any]]) -> None:
+        for call in calls:
+            self._result("an actor", call)
+
+    def close(self) -> None:
+        """End the actors and give their resources back."""
+        for actor in self._actors:
+            ray.kill(actor.handle)
+        self._placement.remove()
+
+
+def _chunk_length(spans: Sequence[Span]) -> int:
+    """How many steps the next chunk has, from how long those of the last one took."""
+    steps = len({span.step for span in spans})
+    seconds = (spans[-1].ended - spans[0].started) / 1e9
+    return max(1, min(100, round(CHUNK_SECONDS * steps / max(seconds, 1e-6))))
+
+
+def _collect(collected: _Collected, name: str, report: Report) -> None:
+    for step, metrics in report.steps.items():
+        collected.metrics.setdefault(step, {})[name] = metrics
+        collected.done[name] = step
+    for step, split, metrics in report.evaluations:
+        if metrics:
+            collected.evaluations.setdefault((step, split), {})[name] = metrics
+    for step, state in report.snapshots.items():
+        collected.snapshots.setdefault(step, {})[name] = state
+
+
+def _complete(collected: _Collected, step: int, calendar: Calendar) -> Iterator[Event]:
+    metrics = collected.metrics.pop(step)
+    yield StepDone(step, {name: metrics[name] for name in sorted(metrics)})
+    for split in calendar.evaluations.get(step, ()):
+        yield Evaluated(step, split, collected.evaluations.pop((step, split)))
+    if step in calendar.snapshots:
+        yield SnapshotTaken(step, collected.snapshots.pop(step))

@@ -1,0 +1,68 @@
+"""What engines tell the trainer, in the order of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from actors.operations import Span
+from orchestrator.program import Calendar
+
+Metrics = dict[str, dict[str, float]]
+"""By learner (`block1`, `feedback1`), then by metric."""
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """Every learner has finished its step `step`."""
+
+    step: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """`split` was evaluated with the weights after step `step`."""
+
+    step: int
+    split: str
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class SnapshotTaken:
+    """The state of every learner after step `step`."""
+
+    step: int
+    state: dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Worked:
+    """What one actor did lately."""
+
+    actor: str
+    spans: list[Span]
+    bytes_sent: int
+
+
+Event = StepDone | Evaluated | SnapshotTaken | Worked
+
+
+class Engine(Protocol):
+    """Runs a program over a range of steps."""
+
+    def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
+        """Load a snapshot; training goes on at `step`."""
+        ...
+
+    def train(self, steps: range, calendar: Calendar) -> Iterator[Event]:
+        """Train; yields events, steps in order."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+        ...

@@ -1,0 +1,138 @@
+"""Files that survive a crash: atomic replacement, JSON that notices damage, names that stay put.
+
+All writing goes through `os`, not through buffered streams: once `write_all` has returned, a
+killed process loses nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from learning.errors import UserError
+
+FORMAT = 1  # of every sealed file; a reader refuses any other
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def child(directory: Path, name: str, what: str = "file") -> Path:
+    """The path of `name` directly in `directory`.
+
+    Args:
+        what: what is named, for the error message.
+
+    Raises:
+        UserError: for a name that could lead elsewhere, is hidden or is not portable.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{what} {name!r} cannot name a file: use 1 to 128 letters, digits, '.', '_' and '-', "
+            "the first a letter or a digit"
+        )
+    return directory / name
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data`; `os.write` alone may stop early."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def write_file(path: Path, chunks: Iterable[bytes], *, replace: bool = False) -> None:
+    """Write a file to the disk.
+
+    Args:
+        replace: whether the file may exist, as it may for temporary files only.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if replace else os.O_EXCL)
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        for chunk in chunks:
+            write_all(descriptor, chunk)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable: a rename is not before this."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary(path: Path) -> Path:
+    """Where `replace_file` writes before it replaces `path`."""
+    return path.with_name(f".{path.name}.new")
+
+
+def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file so that a crash at any point leaves the old or the whole new one.
+
+    Only one process may replace a file at a time.
+    """
+    new = temporary(path)
+    try:
+        write_file(new, chunks, replace=True)
+        os.replace(new, path)
+    except BaseException:
+        with suppress(OSError):
+            new.unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def sealed(data: Mapping[str, Any]) -> bytes:
+    """Encode `data` as JSON with the format version and a checksum, for `read_sealed`.
+
+    Raises:
+        ValueError: for a number that is not finite.
+        TypeError: for a value that JSON does not know.
+    """
+    # Through JSON once, because the reader's checksum is of what JSON keeps: text keys, lists.
+    plain = json.loads(json.dumps({"format": FORMAT, **data}, allow_nan=False))
+    return (json.dumps({**plain, "sha256": _checksum(plain)}, indent=2) + "\n").encode()
+
+
+def read_sealed(path: Path, fix: str) -> dict[str, Any]:
+    """Read what `sealed` encoded.
+
+    Args:
+        fix: what the user can do about a file that is missing or damaged.
+
+    Raises:
+        UserError: for a file that is missing, damaged, of another format version or foreign.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): {fix}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): {fix}") from error
+    if not isinstance(data, dict) or "format" not in data:
+        raise UserError(f"{path} is not a file of blocklocal (no format version): {fix}")
+    # Before the checksum, which another version may compute in another way.
+    if data["format"] != FORMAT:
+        raise UserError(
+            f"{path} has format version {data['format']!r}, this blocklocal reads {FORMAT}: use "
+            f"the version of blocklocal that wrote it, or {fix}"
+        )
+    checksum = data.pop("sha256", None)
+    if checksum != _checksum(data):
+        raise UserError(f"{path} is damaged (its content does not have its checksum): {fix}")
+    del data["format"]
+    return data
+
+
+def _checksum(data: Mapping[str, Any]) -> str:
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,58 @@
+"""The sequential engine behind the same interface as the Ray engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from actors.operations import Span
+from learning.build import Program
+from learning.data import Batches
+from learning.sequential import SequentialEngine
+from learning.units import Unit
+from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
+from orchestrator.program import Calendar
+
+
+class InlineEngine:
+    """Trains in this process, one operation after the other."""
+
+    def __init__(
+        self,
+        program: Program,
+        blocks: Sequence[Sequence[Unit]],
+        batches: Batches,
+        *,
+        evaluation_batch: int,
+        threads: int,
+    ) -> None:
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        self._engine = SequentialEngine(program, blocks)
+        self._batches, self._evaluation_batch = batches, evaluation_batch
+
+    def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
+        self._engine.load_state_dict(state, step)
+
+    def train(self, steps: range, calendar: Calendar) -> Iterator[Event]:
+        for step in steps:
+            started = time.time_ns()
+            metrics = self._engine.train_step(step, self._batches.shard)
+            yield Worked("all", [Span("U", step, 0, started, time.time_ns(), 0)], 0)
+            yield StepDone(step, metrics)
+            for split in calendar.evaluations.get(step, ()):
+                batches = self._batches.evaluation(split, self._evaluation_batch)
+                yield Evaluated(step, split, self._engine.evaluate(step, split, batches))
+            if step in calendar.snapshots:
+                state = self._engine.state_dict()
+                copies = {
+                    learner: {n: t.detach().clone() for n, t in tensors.items()}
+                    for learner, tensors in state.items()
+                }
+                yield SnapshotTaken(step, copies)
+
+    def close(self) -> None:
+        torch.set_num_threads(self._threads_before)

@@ -1,0 +1,110 @@
+"""Where actors go: one placement group a block, and a refusal when a plan cannot fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ray
+from pydantic import Field
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from learning.errors import UserError
+from learning.settings import Settings
+from orchestrator.plan import Plan
+
+CREATION_SECONDS = 60.0
+
+
+class ResourceSettings(Settings):
+    """What one block reserves for itself and its feedback module.
+
+    `auto` CPUs share the cluster's evenly, at most one a block; `auto` threads likewise.
+    """
+
+    cpus: float | None = Field(default=None, gt=0, description="null: shared evenly, at most 1")
+    gpus: float = Field(default=0.0, ge=0)
+    threads: int | None = Field(default=None, ge=1, description="null: cores / blocks, at least 1")
+
+
+def even_cpus(available: float, blocks: int) -> float:
+    """CPUs a block when they are shared evenly: at most 1, in hundredths."""
+    return max(0.01, min(1.0, int(100 * available / blocks) / 100))
+
+
+def check_fit(plan: Plan, nodes: Sequence[dict[str, float]]) -> None:
+    """Check that every block's bundle finds room, by first fit of the largest.
+
+    Args:
+        plan: with the CPUs and GPUs of each block.
+        nodes: free resources of each node, `CPU` and `GPU`.
+
+    Raises:
+        UserError: naming what is asked, what there is, and the fix.
+    """
+    free = [dict(node) for node in nodes]
+    for block in sorted(plan.blocks, key=lambda b: (b.gpus, b.cpus), reverse=True):
+        asked = {"CPU": block.cpus, "GPU": block.gpus}
+        for node in free:
+            if all(node.get(name, 0.0) + 1e-9 >= amount for name, amount in asked.items()):
+                for name, amount in asked.items():
+                    node[name] = node.get(name, 0.0) - amount
+                break
+        else:
+            total = {
+                name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")
+            }
+            need = {
+                "CPU": sum(b.cpus for b in plan.blocks),
+                "GPU": sum(b.gpus for b in plan.blocks),
+            }
+            raise UserError(
+                f"the plan does not fit the cluster: {len(plan.blocks)} blocks need "
+                f"{need['CPU']:g} CPUs and {need['GPU']:g} GPUs ({block.cpus:g} and "
+                f"{block.gpus:g} on one node for block {block.index}), and {len(nodes)} nodes have "
+                f"{total['CPU']:g} and {total['GPU']:g} free: lower blocks.count, "
+                "engine.resources.cpus or engine.resources.gpus, or add nodes"
+            )
+
+
+class Placement:
+    """The placement groups of a plan, and the options that put an actor into one."""
+
+    def __init__(self, plan: Plan) -> None:
+        check_fit(plan, free_resources())
+        self._groups: dict[int, PlacementGroup] = {}
+        self._plan = plan
+        for block in plan.blocks:
+            bundle = {"CPU": block.cpus} | ({"GPU": block.gpus} if block.gpus else {})
+            self._groups[block.index] = placement_group([bundle], name=f"block{block.index}")
+        for index, group in self._groups.items():
+            if not group.wait(CREATION_SECONDS):
+                self.remove()
+                raise UserError(
+                    f"the cluster gave no room to block {index} within {CREATION_SECONDS:g} s, "
+                    "although enough was free: end other work on it and try again"
+                )
+
+    def options(self, block: int, *, share: float) -> dict[str, object]:
+        """Ray options of an actor in block `block`'s bundle that takes `share` of it."""
+        plan = self._plan.blocks[block - 1]
+        return {
+            "num_cpus": int(100 * plan.cpus * share) / 100,
+            "num_gpus": int(100 * plan.gpus * share) / 100,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[block], 0),
+        }
+
+    def remove(self) -> None:
+        """Give the resources back; actors in the groups end."""
+        for group in self._groups.values():
+            remove_placement_group(group)
+
+
+def free_resources() -> list[dict[str, float]]:
+    """Free CPUs and GPUs of each live node, as far as they are known: totals, minus what is taken.
+
+    Ray's public interface gives free amounts for the cluster only; on one node that is exact, and
+    on several the reservation itself decides what the totals let through.
+    """
+    nodes = [dict(n["Resources"]) for n in ray.nodes() if n["Alive"]]
+    return [dict(ray.available_resources())] if len(nodes) == 1 else nodes

@@ -1,0 +1,1 @@
+"""WHICH hyperparameters: tracking of runs (sweeps build on it)."""

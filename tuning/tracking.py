@@ -1,0 +1,256 @@
+"""Tracking a run with MLflow: parameters, metrics and files, written by one process in batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from learning.errors import UserError
+from learning.settings import Settings
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
+    from mlflow.tracking import MlflowClient
+
+BUFFERED_METRICS, BUFFERED_SECONDS = 500, 5.0
+"""A buffer with so many metrics, or one last sent so long ago, is sent at the next metric."""
+
+# Limits of MLflow: entities a call and characters a value.
+_METRICS_A_CALL, _PARAMETERS_A_CALL = 1000, 100
+_PARAMETER_LENGTH, _TAG_LENGTH = 6000, 8000
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class TrackingSettings(Settings):
+    """Where a run is tracked."""
+
+    enabled: bool = True
+    uri: str | None = Field(
+        default=None,
+        description="MLflow tracking URI; default MLFLOW_TRACKING_URI, else a SQLite file",
+    )
+    experiment: str = Field(default="blocklocal", min_length=1, max_length=500)
+    run_name: str | None = Field(default=None, description="default: a name MLflow makes up")
+
+
+class Tracker:
+    """Writes one MLflow run; for the one process of a run that tracks.
+
+    Metrics wait in a buffer, sent when it is full or old at the time of a new metric, and by
+    `flush` and `end`: nothing is sent in the background. A failure to send is raised and keeps what
+    was not sent. Disabled by its settings, it does nothing and does not import MLflow.
+
+    Attributes:
+        uri: the tracking URI in use; None when disabled.
+        run_id: identifies the MLflow run; None when disabled.
+    """
+
+    def __init__(
+        self,
+        settings: TrackingSettings,
+        default_directory: Path,
+        parameters: Mapping[str, object],
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+    ) -> None:
+        """Connect and start a run, or go on with one.
+
+        A parameter which has changed since the run was started keeps its first value, as MLflow
+        demands, and the new value becomes the tag `resumed.<parameter>`.
+
+        Args:
+            settings: where to track.
+            default_directory: holds mlflow.db and mlartifacts when no URI is set; made if missing.
+            parameters: dotted name -> value, written as text and cut at 6000 characters.
+            tags: name -> value, cut at 8000 characters.
+            run_id: MLflow run to go on with; None starts one.
+
+        Raises:
+            UserError: when the URI cannot be used or has no such run.
+        """
+        self.uri: str | None = None
+        self.run_id: str | None = None
+        self._client: MlflowClient | None = None
+        self._buffer: list[Metric] = []
+        self._sent = time.monotonic()
+        if not settings.enabled:
+            return
+        database = f"sqlite:///{default_directory.absolute()}/mlflow.db"
+        self.uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or database
+        with _connecting(self.uri):
+            self._client = _connect(self.uri)
+            if run_id is None:
+                place = _artifact_location(self.uri, default_directory)
+                experiment = _experiment(self._client, settings.experiment, place)
+                run = self._client.create_run(experiment, run_name=settings.run_name)
+            else:
+                run = _resume(self._client, self.uri, run_id)
+            self.run_id = run.info.run_id
+            self._describe(run, parameters, tags)
+
+    def _describe(
+        self, run: Run, parameters: Mapping[str, object], tags: Mapping[str, str]
+    ) -> None:
+        from mlflow.entities import Param, RunTag
+
+        assert self._client is not None
+        texts = {name: str(value)[:_PARAMETER_LENGTH] for name, value in parameters.items()}
+        known: dict[str, str] = run.data.params
+        changed = {
+            f"resumed.{name}": text for name, text in texts.items() if known.get(name, text) != text
+        }
+        new = [Param(name, text) for name, text in texts.items() if name not in known]
+        marks = [
+            RunTag(name, str(text)[:_TAG_LENGTH]) for name, text in {**changed, **tags}.items()
+        ]
+        size = _PARAMETERS_A_CALL
+        for at in range(0, len(new), size):
+            self._client.log_batch(run.info.run_id, params=new[at : at + size], synchronous=True)
+        for at in range(0, len(marks), size):
+            self._client.log_batch(run.info.run_id, tags=marks[at : at + size], synchronous=True)
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Put metrics into the buffer and send it if it is full or old.
+
+        Steps done again by a resumed run appear twice in the history, told apart by their times.
+
+        Args:
+            step: training step.
+            metrics: name such as "block1/loss" -> value.
+        """
+        if self._client is None:
+            return
+        from mlflow.entities import Metric
+
+        now = time.time_ns() // 1_000_000
+        self._buffer += [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        old = time.monotonic() - self._sent >= BUFFERED_SECONDS
+        if len(self._buffer) >= BUFFERED_METRICS or old:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is in the buffer."""
+        if self._client is None or self.run_id is None:
+            return
+        while self._buffer:
+            batch = self._buffer[:_METRICS_A_CALL]
+            self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
+            del self._buffer[: len(batch)]  # only after a success
+        self._sent = time.monotonic()
+
+    def log_artifact(self, path: str | Path, directory: str | None = None) -> None:
+        """Copy a file, or a directory under its name, into a directory of the run's artifacts."""
+        if self._client is not None and self.run_id is not None:
+            self._client.log_artifact(self.run_id, str(path), directory)
+
+    def end(self, status: Status = "FINISHED") -> None:
+        """Send what is left and close the run with a status."""
+        if self._client is None or self.run_id is None:
+            return
+        try:
+            self.flush()
+        finally:  # a run whose last metrics were refused must not look as if it still ran
+            self._client.set_terminated(self.run_id, status)
+
+
+def _connect(uri: str) -> MlflowClient:
+    """Import MLflow, silenced, and open a client at `uri`."""
+    # Read by the import: MLflow would send usage data home, and print the address of a run.
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["DO_NOT_TRACK"] = "true"
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    from mlflow.tracking import MlflowClient
+
+    # They report each of the dozens of migrations that make a new database.
+    for name in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if (file := _sqlite_file(uri)) is not None:
+        # MLflow tries for minutes to open a file that cannot be opened; this fails at once.
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file)) as database:
+            database.execute("PRAGMA schema_version")
+    return MlflowClient(tracking_uri=uri)
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri)
+    return Path(match[1]) if match and match[1] != ":memory:" else None
+
+
+def _artifact_location(uri: str, default_directory: Path) -> str | None:
+    """Choose where the files of a new experiment go; None leaves it to the tracking server.
+
+    For a database MLflow would take ./mlruns, which depends on where the run was started.
+    """
+    if (file := _sqlite_file(uri)) is not None:
+        return (file.absolute().parent / "mlartifacts").as_uri()
+    if re.match(r"(postgresql|mysql|mssql|sqlite)\b", uri):
+        return (default_directory.absolute() / "mlartifacts").as_uri()
+    return None
+
+
+def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return client.create_experiment(name, artifact_location)
+        except MlflowException:  # perhaps another run was faster
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    return experiment.experiment_id
+
+
+def _resume(client: MlflowClient, uri: str, run_id: str) -> Run:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UserError(
+            f"there is no MLflow run {run_id} at {_redacted(uri)}: set tracking.uri to where the "
+            "run was started or start a new run"
+        ) from error
+    client.update_run(run_id, status="RUNNING")
+    return run
+
+
+@contextmanager
+def _connecting(uri: str) -> Iterator[None]:
+    """Turn failures into one sentence, and fail fast: MLflow would ask a dead server for minutes."""
+    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    patience = {name: value for name, value in patience.items() if name not in os.environ}
+    os.environ.update(patience)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of sqlite3, SQLAlchemy, a database driver, requests or MLflow
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(
+            f"cannot track with MLflow at {_redacted(uri)} ({_redacted(reason)}): set tracking.uri "
+            "to a database such as sqlite:///mlflow.db or a running server such as "
+            "http://localhost:5000, or set tracking.enabled to false"
+        ) from error
+    finally:
+        for name in patience:
+            del os.environ[name]
+
+
+def _redacted(text: str) -> str:
+    """Hide passwords in addresses."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)
