@@ -119,5 +119,5 @@ def actor_classes(
     mail_threads: int,
 ) -> tuple[ActorClass[_Source], ActorClass[_Block], ActorClass[_Feedback]]:
     """Source, block and feedback actors that can hold `mail_threads` messages back at once."""
-    remote = ray.remote(concurrency_groups={MAIL: mail_threads})
+    remote: Any = ray.remote(concurrency_groups={MAIL: mail_threads})  # typed without options only
     return remote(_Source), remote(_Block), remote(_Feedback)

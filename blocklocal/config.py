@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import types
 import typing
@@ -84,13 +85,18 @@ class RunConfig(Settings):
     tracking: TrackingSettings = TrackingSettings()
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    path: Path | None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> RunConfig:
     """Read a YAML file and lay `dotted.key=value` words over it.
+
+    Args:
+        path: the file; None starts from `base`, or from the defaults.
 
     Raises:
         UserError: one sentence for the first thing that is wrong.
     """
-    tree: dict[str, Any] = {}
+    tree: dict[str, Any] = copy.deepcopy(dict(base or {}))
     if path is not None:
         try:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -120,8 +126,14 @@ def make_config(tree: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: for an unknown key, with the nearest known one, or a wrong value.
     """
+    complete = dict(tree)
+    for name, info in RunConfig.model_fields.items():
+        # A section that is given in part keeps the default kind.
+        section, kind = complete.get(name), getattr(info.default, "kind", None)
+        if isinstance(section, Mapping) and "kind" not in section and kind is not None:
+            complete[name] = {"kind": kind, **section}
     try:
-        return RunConfig.model_validate(tree)
+        return RunConfig.model_validate(complete)
     except ValidationError as error:
         raise UserError(_sentence(error)) from error
 
@@ -152,47 +164,38 @@ def dotted(settings: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[st
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    # Pydantic names the chosen member of a union by its tag; a user never wrote that.
-    path = _without_tags(first["loc"])
-    key = ".".join(path)
-    if first["type"] == "extra_forbidden":
+    unknown = first["type"] == "extra_forbidden"
+    key = ".".join(_keys(first["loc"], keep_last=unknown))
+    if unknown:
         near = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see docs/configuration.md for all keys"
         return f"unknown setting {key}: {hint}"
     if first["type"] == "union_tag_invalid":
         context = first.get("ctx", {})
-        return (
-            f"{key}.kind = {context.get('tag')!r} is unknown: use one of "
-            f"{context.get('expected_tags')}"
-        )
+        tag, expected = context.get("tag"), context.get("expected_tags")
+        return f"{key}.kind = {tag!r} is unknown: use one of {expected}"
     if first["type"] == "value_error":
         message = str(first["msg"]).removeprefix("Value error, ")
         return message if not key or key in message else f"{key}: {message}"
     if first["type"] == "missing":
         return f"{key} is missing: set {key}=..."
-    reason = str(first["msg"])
-    return f"{key} = {first['input']!r} is not possible: {reason[0].lower()}{reason[1:]}"
+    # Each member of a union such as `"auto" | int` reports what it would have taken.
+    same = [e for e in error.errors() if ".".join(_keys(e["loc"], keep_last=False)) == key]
+    reasons = " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in same))
+    return f"{key} = {first['input']!r} is not possible: {reasons}"
 
 
-def _without_tags(location: Sequence[int | str]) -> list[str]:
-    """Drop what is not a key: tags of unions and names of pydantic's own validators."""
-    path: list[str] = []
-    here: list[Any] = [RunConfig]
-    for part in location:
-        if isinstance(part, int):
-            path.append(str(part))
-            continue
-        fields = [m.model_fields[part] for m in here if part in m.model_fields]
+def _keys(location: Sequence[int | str], *, keep_last: bool) -> list[str]:
+    """The dotted key of an error: pydantic also names the members of unions, which nobody wrote."""
+    keys: list[str] = []
+    models: list[type[BaseModel]] = [RunConfig]
+    for i, part in enumerate(location):
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        if isinstance(part, int) or fields or (keep_last and i == len(location) - 1):
+            keys.append(str(part))
         if fields:
-            path.append(part)
-            here = [m for f in fields for m in _models(f.annotation)]
-        elif part == location[-1] and not any(part == kind for kind in _kinds(here)):
-            path.append(part)
-    return path
-
-
-def _kinds(models: Sequence[type[BaseModel]]) -> list[str]:
-    return [m.model_fields["kind"].default for m in models if "kind" in m.model_fields]
+            models = [m for f in fields for m in _models(f.annotation)]
+    return keys
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:

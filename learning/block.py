@@ -129,12 +129,18 @@ class BlockLearner:
         x.requires_grad_(bool(self.passed_back))
         version = x._version
         with self._seeded("forward", step, shard), self.numerics.autocast():
-            h = self.chain(x)
+            in_place = UserError(
+                f"block {self.index} changes its input in place, but that memory is shared "
+                f"with another block: pass inplace=False in unit {self.units[0].name!r}"
+            )
+            try:
+                h = self.chain(x)
+            except RuntimeError as error:
+                if x.requires_grad and "leaf Variable that requires grad" in str(error):
+                    raise in_place from error  # autograd refused before the memory changed
+                raise
             if x._version != version:
-                raise UserError(
-                    f"block {self.index} changes its input in place, but that memory is shared "
-                    f"with another block: pass inplace=False in unit {self.units[0].name!r}"
-                )
+                raise in_place
             self._pending[shard] = _Pending(x, h, y, list(self.reaching))
             if self.index == self.last:
                 return None

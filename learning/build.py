@@ -101,3 +101,15 @@ def build_feedback(program: Program, k: int, device: torch.device = CPU) -> Feed
     return FeedbackLearner(
         k, module, readout.temperature, program.feedback_delay, settings, device
     )
+
+
+def check_program(program: Program) -> None:
+    """Build everything of a program but the blocks' own units, to find what cannot be built.
+
+    Raises:
+        UserError: what an actor would otherwise fail with after it was started.
+    """
+    for k in range(1, program.blocks + 1):
+        build_block(program, k, ())
+    for k in range(1, program.feedback_modules + 1):
+        build_feedback(program, k)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -29,7 +29,7 @@ class FeedbackSettings(Settings):
     """
 
     kind: Literal["chain", "direct"] = "chain"
-    delay: Literal["auto"] | int = "auto"
+    delay: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     hidden: int | None = Field(default=None, ge=1, description="width of a hidden layer in each module")
     scale: float = Field(default=1.0, gt=0, description="factor on a module's initial output")
     optimizer: OptimizerSettings | None = Field(default=None, description="null: as the blocks'")
@@ -51,17 +51,14 @@ class FeedbackModule(nn.Module):
         self.family, self.shape = family, (classes, units, family.parameters)
         width = units * family.parameters
         source = classes if size is None else size
+        norm = 1.0 if size is None else math.sqrt(size)  # of what feeds the next layer
         layers: list[nn.Module] = [] if size is None else [nn.LayerNorm(size)]
         if settings.hidden is not None:
-            layers += [nn.Linear(source, settings.hidden), nn.ReLU()]
-            source = settings.hidden
-        out = nn.Linear(source, width, bias=size is not None)
-        with torch.no_grad():
-            # Rows of unit variance times the scale, whatever feeds them.
-            deviation = settings.scale / (1.0 if size is None else math.sqrt(source))
-            out.weight.normal_(0.0, deviation)
-            if out.bias is not None:
-                out.bias.zero_()
+            # A ReLU halves the second moment, so twice the variance goes in.
+            layers += [_linear(source, settings.hidden, math.sqrt(2) / norm, bias=True), nn.ReLU()]
+            source, norm = settings.hidden, math.sqrt(settings.hidden)
+        # Rows of unit variance times the scale, whatever feeds them.
+        out = _linear(source, width, settings.scale / norm, bias=size is not None)
         self.layers = nn.Sequential(*layers, out)
         self.bias = nn.Parameter(torch.zeros(classes))
 
@@ -72,6 +69,14 @@ class FeedbackModule(nn.Module):
         else:
             x = upstream.flatten(1)
         return self.layers(x).view(self.shape)
+
+
+def _linear(source: int, width: int, deviation: float, *, bias: bool) -> nn.Linear:
+    layer = nn.Linear(source, width, bias=bias)
+    nn.init.normal_(layer.weight, 0.0, deviation)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 @dataclass

@@ -27,8 +27,8 @@ def learning_rate_factor(schedule: ScheduleSettings, step: int, steps: int) -> f
         # The same knots as torch.optim.lr_scheduler.OneCycleLR.
         peak, last = schedule.rise * steps - 1.0, steps - 1.0
         if step <= peak:
-            return _cosine(start, 1.0, step / peak)
-        return _cosine(1.0, start / schedule.final_divisor, (step - peak) / max(1.0, last - peak))
+            return _cosine(start, 1.0, step / peak if peak else 1.0)
+        return _cosine(1.0, start / schedule.final_divisor, (step - peak) / (last - peak))
     if isinstance(schedule, MultiStepSchedule):
         passed = sum(step >= round(m * steps) for m in schedule.milestones)
         return schedule.factor**passed

@@ -13,11 +13,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Rate = Annotated[float, Field(ge=0)]
+
+
 class SGDSettings(Settings):
     """Stochastic gradient descent; `lr` is one number or one number a block."""
 
     kind: Literal["sgd"] = "sgd"
-    lr: float | tuple[float, ...] = 0.1
+    lr: Rate | tuple[Rate, ...] = 0.1
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=0.0, ge=0)
@@ -28,7 +31,7 @@ class AdamWSettings(Settings):
     """AdamW (Loshchilov & Hutter 2019); `lr` is one number or one number a block."""
 
     kind: Literal["adamw"] = "adamw"
-    lr: float | tuple[float, ...] = 1e-3
+    lr: Rate | tuple[Rate, ...] = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)

@@ -123,6 +123,8 @@ class Updater:
             if value.shape == self.parameters[i].shape:
                 # The parameter's own layout, so that elementwise kernels take the same path.
                 value = torch.empty_like(self.parameters[i], dtype=value.dtype).copy_(value)
+            else:
+                value = value.clone()  # AdamW counts its steps in place
             by_index.setdefault(i, {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": by_index, "param_groups": groups})

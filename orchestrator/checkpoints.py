@@ -17,16 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from pydantic import Field, FiniteFloat, ValidationError
-from safetensors import SafetensorError
 from torch import Tensor
 
 from learning.errors import UserError
 from learning.settings import Settings
 from orchestrator.files import (
+    ANOTHER_FILE,
     child,
+    create_file,
+    encode_tensors,
     read_sealed,
+    read_tensors,
     replace_file,
     sealed,
     sync_directory,
@@ -106,17 +108,17 @@ class Checkpoints:
             ValueError: for a metric that is not finite.
             UserError: for a learner whose name cannot name a file.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
         final, new = self._path(step), self._path(step, "new")
         head = {"step": step, "plan_hash": plan_hash, "rule": dict(rule), "metrics": metrics}
         sealed(Manifest.model_validate({**head, "files": {}}).model_dump())  # fail before writing
         paths = {learner: child(new, _file(learner), "learner file") for learner in state}
+        self.directory.mkdir(parents=True, exist_ok=True)
         self.recover(step)
         try:
             os.mkdir(new)
             files = {}
             for learner, path in paths.items():
-                data = _encode(state[learner])
+                data = encode_tensors(state[learner])
                 write_file(path, [data])
                 digest = hashlib.sha256(data).hexdigest()
                 files[learner] = FileEntry(name=path.name, size=len(data), sha256=digest)
@@ -135,17 +137,18 @@ class Checkpoints:
         Raises:
             UserError: when there is none, or one of its files is missing, damaged or foreign.
         """
-        manifest, directory = self.manifest(step), self._locate(step)
+        manifest, directory, fix = self.manifest(step), self._locate(step), self._fix(step)
         expected = {"manifest.json"} | {entry.name for entry in manifest.files.values()}
         for name in sorted(os.listdir(directory)):
             if name not in expected and not name.startswith("."):  # hidden: of the file system
                 raise UserError(
                     f"{directory / name} is not listed in the checkpoint's manifest.json: "
-                    f"move it away or {self._fix(step)}"
+                    f"move it away or {fix}"
                 )
         state = {}
         for learner, entry in manifest.files.items():
-            state[learner] = self._read(step, directory / entry.name, entry)
+            path = directory / entry.name
+            state[learner] = read_tensors(path, entry.size, entry.sha256, fix)
         return Checkpoint(step, state, manifest.plan_hash, manifest.rule, manifest.metrics)
 
     def manifest(self, step: int) -> Manifest:
@@ -158,7 +161,9 @@ class Checkpoints:
         try:
             manifest = Manifest.model_validate(read_sealed(path, fix))
         except ValidationError as error:
-            raise UserError(f"{path} is not a manifest ({error.errors()[0]['msg']}): {fix}") from error
+            raise UserError(
+                f"{path} is not a manifest ({error.errors()[0]['msg']}): {fix}"
+            ) from error
         if manifest.step != step:
             raise UserError(f"{path} is of step {manifest.step}, not of step {step}: {fix}")
         for learner, entry in manifest.files.items():
@@ -212,8 +217,10 @@ class Checkpoints:
             raise UserError(f"checkpoint {which!r} is unknown: choose last, best or a step")
         steps = self.steps()
         if step is None or step not in steps:
-            of = "" if step is None or step == which else f" (step {step})"
-            raise UserError(f"there is no checkpoint {which}{of} in {self.directory}: {_choose(steps)}")
+            of = f" (step {step})" if step is not None and which in ("last", "best") else ""
+            raise UserError(
+                f"there is no checkpoint {which}{of} in {self.directory}: {_choose(steps)}"
+            )
         return step
 
     def steps(self) -> list[int]:
@@ -255,12 +262,7 @@ class Checkpoints:
         replaces = final.exists()
         if replaces:
             os.rename(final, old)
-        try:
-            os.rename(new, final)
-        except BaseException:
-            if replaces:
-                os.rename(old, final)
-            raise
+        os.rename(new, final)  # if this fails, readers find the old one and `recover` restores it
         sync_directory(self.directory)
         if replaces:
             self._discard([old])
@@ -275,22 +277,6 @@ class Checkpoints:
             sync_directory(self.directory)
         for away in trash:
             shutil.rmtree(away, ignore_errors=True)  # what remains goes at the next start
-
-    def _read(self, step: int, path: Path, entry: FileEntry) -> dict[str, Tensor]:
-        fix = self._fix(step)
-        try:
-            # The bytes that are verified are the bytes that are parsed: no memory mapping.
-            data = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read {path} ({error.strerror}): {fix}") from error
-        if len(data) != entry.size:
-            raise UserError(f"{path} has {len(data)} bytes and should have {entry.size}: {fix}")
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise UserError(f"{path} is damaged (its sha256 is not the manifest's): {fix}")
-        try:
-            return safetensors.torch.load(data)
-        except SafetensorError as error:
-            raise UserError(f"{path} is not a safetensors file ({error}): {fix}") from error
 
     def _entries(self) -> list[tuple[str | None, int, Path]]:
         """(new, old, trash or None; step; path) of everything that bears one of our names."""
@@ -313,7 +299,7 @@ class Checkpoints:
     def _index(self) -> _Index:
         if not self._index_path.exists():
             return _Index()
-        fix = "delete it and choose a step, which marks last and best anew"
+        fix = "delete it and choose a checkpoint by its step"
         try:
             return _Index.model_validate(read_sealed(self._index_path, fix))
         except ValidationError as error:
@@ -353,38 +339,9 @@ def export(state: State, path: Path) -> None:
     Raises:
         UserError: when the file exists or its directory does not.
     """
-    exists = UserError(f"{path} exists: delete it or choose another file to export to")
-    if os.path.lexists(path):
-        raise exists
-    data, new = _encode(model_state(state)), temporary(path)
-    try:
-        write_file(new, [data], replace=True)
-        try:
-            os.link(new, path)  # unlike a rename, never overwrites
-        except FileExistsError:
-            raise exists from None
-        except OSError:  # a file system without hard links
-            os.rename(new, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose another file") from error
-    finally:
-        with suppress(OSError):
-            new.unlink()
-
-
-def _encode(tensors: Mapping[str, Tensor]) -> bytes:
-    """Encode tensors as safetensors, which refuses strides and memory that tensors share."""
-    plain: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
-            tensor = tensor.clone()
-        seen.add(storage.data_ptr())
-        plain[name] = tensor
-    return safetensors.torch.save(plain, metadata={"format": "pt"})  # as Hugging Face expects
+    if os.path.lexists(path):  # before encoding, which takes a while
+        raise UserError(f"{path} exists: {ANOTHER_FILE}")
+    create_file(path, encode_tensors(model_state(state)))
 
 
 def _file(learner: str) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -85,16 +86,19 @@ class Tracker:
         self._sent = time.monotonic()
         if not settings.enabled:
             return
-        database = f"sqlite:///{default_directory.absolute()}/mlflow.db"
-        self.uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or database
-        with _connecting(self.uri):
+        given = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        # Not more escapes: MLflow creates the parent directory by its escaped name.
+        home = str(default_directory.absolute()).replace("%", "%25").replace("?", "%3F")
+        self.uri = given or f"sqlite:///{home}/mlflow.db"
+        with _connecting(self.uri, run_id):
             self._client = _connect(self.uri)
             if run_id is None:
                 place = _artifact_location(self.uri, default_directory)
                 experiment = _experiment(self._client, settings.experiment, place)
                 run = self._client.create_run(experiment, run_name=settings.run_name)
             else:
-                run = _resume(self._client, self.uri, run_id)
+                run = self._client.get_run(run_id)
+                self._client.update_run(run_id, status="RUNNING")
             self.run_id = run.info.run_id
             self._describe(run, parameters, tags)
 
@@ -104,20 +108,19 @@ class Tracker:
         from mlflow.entities import Param, RunTag
 
         assert self._client is not None
-        texts = {name: str(value)[:_PARAMETER_LENGTH] for name, value in parameters.items()}
         known: dict[str, str] = run.data.params
+        texts = {name: str(value)[:_PARAMETER_LENGTH] for name, value in parameters.items()}
         changed = {
             f"resumed.{name}": text for name, text in texts.items() if known.get(name, text) != text
         }
         new = [Param(name, text) for name, text in texts.items() if name not in known]
-        marks = [
-            RunTag(name, str(text)[:_TAG_LENGTH]) for name, text in {**changed, **tags}.items()
-        ]
-        size = _PARAMETERS_A_CALL
-        for at in range(0, len(new), size):
-            self._client.log_batch(run.info.run_id, params=new[at : at + size], synchronous=True)
-        for at in range(0, len(marks), size):
-            self._client.log_batch(run.info.run_id, tags=marks[at : at + size], synchronous=True)
+        marks = {**changed, **tags}
+        all_tags = [RunTag(name, str(text)[:_TAG_LENGTH]) for name, text in marks.items()]
+        for at in range(0, max(len(new), len(all_tags)), _PARAMETERS_A_CALL):
+            part = slice(at, at + _PARAMETERS_A_CALL)
+            self._client.log_batch(
+                run.info.run_id, params=new[part], tags=all_tags[part], synchronous=True
+            )
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Put metrics into the buffer and send it if it is full or old.
@@ -183,8 +186,10 @@ def _connect(uri: str) -> MlflowClient:
 
 
 def _sqlite_file(uri: str) -> Path | None:
-    match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri)
-    return Path(match[1]) if match and match[1] != ":memory:" else None
+    from sqlalchemy.engine import make_url
+
+    name = make_url(uri).database if re.match(r"sqlite\b", uri) else None
+    return Path(name) if name and name != ":memory:" else None
 
 
 def _artifact_location(uri: str, default_directory: Path) -> str | None:
@@ -202,53 +207,42 @@ def _artifact_location(uri: str, default_directory: Path) -> str | None:
 def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
+    if (experiment := client.get_experiment_by_name(name)) is None:
         try:
             return client.create_experiment(name, artifact_location)
         except MlflowException:  # perhaps another run was faster
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
+            if (experiment := client.get_experiment_by_name(name)) is None:
                 raise
     return experiment.experiment_id
 
 
-def _resume(client: MlflowClient, uri: str, run_id: str) -> Run:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        raise UserError(
-            f"there is no MLflow run {run_id} at {_redacted(uri)}: set tracking.uri to where the "
-            "run was started or start a new run"
-        ) from error
-    client.update_run(run_id, status="RUNNING")
-    return run
-
-
 @contextmanager
-def _connecting(uri: str) -> Iterator[None]:
-    """Turn failures into one sentence, and fail fast: MLflow would ask a dead server for minutes."""
-    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-    patience = {name: value for name, value in patience.items() if name not in os.environ}
+def _connecting(uri: str, run_id: str | None) -> Iterator[None]:
+    """Turn failures into one sentence, and soon: MLflow would ask a dead server for minutes."""
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    patience = {name: value for name, value in limits.items() if name not in os.environ}
     os.environ.update(patience)
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:  # of sqlite3, SQLAlchemy, a database driver, requests or MLflow
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        place = f"where run {run_id} was started" if run_id else "sqlite:///<file> or a server"
         raise UserError(
-            f"cannot track with MLflow at {_redacted(uri)} ({_redacted(reason)}): set tracking.uri "
-            "to a database such as sqlite:///mlflow.db or a running server such as "
-            "http://localhost:5000, or set tracking.enabled to false"
+            f"cannot track with MLflow at {_redacted(uri)} ({_redacted(_reason(error))}): "
+            f"set tracking.uri to {place}, or set tracking.enabled to false"
         ) from error
     finally:
         for name in patience:
             del os.environ[name]
+
+
+def _reason(error: Exception) -> str:
+    root: BaseException = error
+    while (cause := root.__cause__ or root.__context__) is not None:
+        root = cause
+    # What the system said, such as "connection refused", is the end of a long chain.
+    said = root if isinstance(root, OSError) else error
+    lines = str(said).strip().splitlines() or [type(said).__name__]
+    return shorten(lines[0].rstrip("."), 240, placeholder=" ...")
 
 
 def _redacted(text: str) -> str:

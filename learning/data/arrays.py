@@ -7,8 +7,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from learning.errors import UserError
 
@@ -23,6 +21,10 @@ def read_digits(test: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     Returns:
         x_train, y_train, x_test, y_test: x float32 (N, 1, 8, 8) in [0, 1], y int64 (N,).
     """
+    # Imported here: it takes a second that processes without these data should not spend.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits(return_X_y=True)
     images, labels = np.asarray(digits[0]), np.asarray(digits[1])
     x = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)

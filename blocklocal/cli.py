@@ -1,0 +1,201 @@
+"""The command line: `blocklocal train|eval|export|plan|timeline|doctor`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import yaml
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from blocklocal import doctor as checks
+from blocklocal.config import RunConfig, load_config, make_config
+from blocklocal.inference import evaluate_model, load_run
+from blocklocal.observers import Progress
+from blocklocal.training import Result, cluster, prepare, resume, train
+from learning.errors import UserError
+from orchestrator.checkpoints import export as export_state
+from orchestrator.rundir import RunDirectory
+from orchestrator.timeline import draw
+from orchestrator.trace import concurrency, idle_shares, read_spans, write_trace
+
+app = App(name="blocklocal", help="Train networks as blocks that learn from local losses.")
+console = Console()
+
+Overrides = Annotated[str, Parameter(help="settings as dotted.key=value")]
+
+
+def _configuration(words: tuple[str, ...]) -> RunConfig:
+    """A YAML file first, if any, then settings."""
+    path = Path(words[0]) if words and "=" not in words[0] else None
+    return load_config(path, words[1:] if path else words)
+
+
+@app.command(name="train")
+def train_command(
+    *words: Annotated[str, Parameter(help="a YAML file, then dotted.key=value settings")],
+    resume_run: Annotated[Path | None, Parameter(name="--resume", help="a run directory")] = None,
+    dry_run: Annotated[bool, Parameter(help="print configuration and plan only")] = False,
+) -> None:
+    """Train a network, or go on with a run."""
+    if resume_run is not None:
+        _resume(resume_run, words)
+        return
+    config = _configuration(words)
+    with cluster(config):
+        prepared = prepare(config)
+        if dry_run:
+            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            console.print(text, highlight=False, markup=False)
+        console.print(prepared.plan.table())
+        if dry_run:
+            return
+        with Progress(console, 0, prepared.schedule.steps) as progress:
+            result = train(prepared, [progress])
+    _closing(result, progress)
+
+
+def _resume(path: Path, words: tuple[str, ...]) -> None:
+    run = RunDirectory.open(path)
+    config = load_config(None, words, base=run.config)
+    check_resumable(make_config(run.config), config)
+    with cluster(config):
+        prepared = prepare(config, plan=run.plan)
+        start = run.checkpoints.last or 0
+        console.print(f"resuming {path} at step {start} of {prepared.schedule.steps}")
+        with Progress(console, start, prepared.schedule.steps) as progress:
+            result = resume(prepared, run, [progress])
+    _closing(result, progress)
+
+
+def check_resumable(old: RunConfig, new: RunConfig) -> None:
+    """Only what does not change the mathematics may change on resuming.
+
+    Raises:
+        UserError: naming the first section that differs.
+    """
+    free = {"engine", "tracking", "run"}
+    for section in RunConfig.model_fields:
+        before, after = getattr(old, section), getattr(new, section)
+        if section not in free and before != after:
+            raise UserError(
+                f"this run was made with {section} = {before.model_dump(mode='json')} and cannot go "
+                f"on with {after.model_dump(mode='json')}: resume it unchanged or start a new run"
+            )
+
+
+def _closing(result: Result, progress: Progress) -> None:
+    table = Table(title=f"{result.directory}")
+    table.add_column("block")
+    splits = sorted({name.split("/")[0] for name in result.metrics}, reverse=True)
+    for split in splits:
+        table.add_column(f"{split} accuracy", justify="right")
+        table.add_column(f"{split} loss", justify="right")
+    for block in result.plan.blocks:
+        name = f"block{block.index}"
+        cells = []
+        for split in splits:
+            accuracy = result.metrics.get(f"{split}/{name}/accuracy")
+            loss = result.metrics.get(f"{split}/{name}/loss")
+            cells += [
+                "" if accuracy is None else f"{accuracy:.2%}",
+                "" if loss is None else f"{loss:.4f}",
+            ]
+        table.add_row(name, *cells)
+    console.print(table)
+    console.print(f"{progress.rate():.1f} steps/s", highlight=False)
+
+
+@app.command(name="eval")
+def eval_command(
+    run: Path,
+    *,
+    split: str = "test",
+    checkpoint: str = "best",
+) -> None:
+    """Evaluate a run's checkpoint (`best`, `last` or a step) on a split, as one plain module."""
+    directory = RunDirectory.open(run)
+    config, dataset, model = load_run(directory, checkpoint)
+    loss, accuracy = evaluate_model(model, dataset, split, config)
+    console.print(f"{split} accuracy {accuracy:.4%}  loss {loss:.6f}", highlight=False)
+
+
+@app.command(name="export")
+def export_command(run: Path, output: Path, *, checkpoint: str = "best") -> None:
+    """Write a checkpoint as one safetensors state_dict of the original module."""
+    directory = RunDirectory.open(run)
+    step = directory.checkpoints.resolve(checkpoint)
+    export_state(directory.checkpoints.load(step).state, output)
+    console.print(f"wrote {output} (step {step})", highlight=False)
+
+
+@app.command(name="plan")
+def plan_command(
+    *words: Annotated[str, Parameter(help="a YAML file, then dotted.key=value settings")],
+    save: Annotated[Path | None, Parameter(help="also write the plan as JSON")] = None,
+) -> None:
+    """Print how a network is cut into blocks."""
+    prepared = prepare(_configuration(words))
+    console.print(prepared.plan.table())
+    if save is not None:
+        if save.exists():
+            raise UserError(f"{save} exists: choose another file or remove it")
+        prepared.plan.save(save)
+
+
+@app.command(name="timeline")
+def timeline_command(run: Path) -> None:
+    """Write a run's timeline: trace.json for Perfetto, and timeline.png."""
+    directory = RunDirectory.open(run)
+    spans = read_spans(directory.path / "spans.jsonl")
+    if not spans:
+        raise UserError(f"{run} has no spans yet: train at least one step")
+    write_trace(spans, directory.path / "trace.json")
+    draw(spans, directory.path / "timeline.png")
+    together = concurrency(spans)
+    console.print(f"wrote {directory.path / 'trace.json'} and timeline.png", highlight=False)
+    for actor, idle in idle_shares(spans).items():
+        console.print(f"  {actor}: idle {idle:.0%}", highlight=False)
+    console.print(f"  {together}", highlight=False)
+
+
+@app.command(name="doctor")
+def doctor_command(*, address: str | None = None) -> None:
+    """Check this machine, or a cluster: versions, devices, a message through the object store."""
+    table = Table("check", "result", title="doctor")
+    failed = []
+    for check in checks.run(address):
+        table.add_row(check.name, f"{'ok' if check.ok else 'FAILED'}  {check.detail}")
+        if not check.ok:
+            failed.append(check.name)
+    console.print(table)
+    if failed:
+        raise UserError(f"{len(failed)} checks failed ({', '.join(failed)}): mend them first")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; user errors are one sentence on standard error and exit code 2."""
+    sys.path.insert(0, str(Path.cwd()))  # the user's own networks live beside their YAML
+    torch.set_num_interop_threads(1)
+    try:
+        app(
+            sys.argv[1:] if arguments is None else arguments,
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    except (UserError, CycloptsError) as error:
+        print(f"blocklocal: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("blocklocal: interrupted; go on with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Checks of a machine or a cluster before training on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import ray
+import torch
+
+from blocklocal.config import make_config
+from blocklocal.training import cluster
+
+MESSAGE_BYTES = 1 << 24
+
+
+class Check(NamedTuple):
+    """One finding."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def run(address: str | None) -> Iterator[Check]:
+    """Check the packages, the devices, the cluster's resources and one message through it."""
+    for package in ("torch", "ray", "numpy", "mlflow", "pyarrow"):
+        yield Check(package, True, importlib.metadata.version(package))
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    yield Check("GPUs here", True, ", ".join(gpus) or "none")
+    with cluster(make_config({"engine": {"address": address}})):
+        yield from _cluster()
+
+
+def _cluster() -> Iterator[Check]:
+    nodes = [n for n in ray.nodes() if n["Alive"]]
+    total = ray.cluster_resources()
+    yield Check("nodes", bool(nodes), str(len(nodes)))
+    for name in ("CPU", "GPU"):
+        yield Check(name, name != "CPU" or total.get(name, 0) > 0, f"{total.get(name, 0):g}")
+    store = total.get("object_store_memory", 0) / 2**30
+    yield Check("object store", store > 0.05, f"{store:.1f} GiB")
+    version = ray.get(_versions.remote())
+    here = (torch.__version__, ray.__version__)
+    yield Check("versions on workers", version == here, f"{version} there, {here} here")
+    array = np.arange(MESSAGE_BYTES, dtype=np.uint8)
+    started = time.perf_counter()
+    back = ray.get(_checksum.remote(array))
+    rate = MESSAGE_BYTES / (time.perf_counter() - started) / 2**20
+    yield Check("message", back == int(array.sum(dtype=np.int64)), f"16 MiB at {rate:.0f} MiB/s")
+
+
+@ray.remote(num_cpus=0)
+def _versions() -> tuple[str, str]:
+    return torch.__version__, ray.__version__
+
+
+@ray.remote(num_cpus=0)
+def _checksum(array: np.ndarray) -> int:
+    return int(array.sum(dtype=np.int64))

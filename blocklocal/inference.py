@@ -1,0 +1,68 @@
+"""Trained networks outside of training: load a run's weights into the original module."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from blocklocal.config import RunConfig, make_config
+from learning.data import Batches, Dataset, load_dataset
+from learning.errors import UserError
+from learning.networks import build_network
+from learning.numerics import Numerics
+from orchestrator.checkpoints import model_state
+from orchestrator.rundir import RunDirectory
+
+
+def load_run(run: RunDirectory, checkpoint: str) -> tuple[RunConfig, Dataset, nn.Module]:
+    """The configuration, the data and the original module with a checkpoint's weights.
+
+    Args:
+        checkpoint: `best`, `last` or a step.
+
+    Raises:
+        UserError: when there is no such checkpoint, or the run's data were given in Python.
+    """
+    config = make_config(run.config)
+    state = model_state(run.checkpoints.load(run.checkpoints.resolve(checkpoint)).state)
+    dataset = load_dataset(config.data)
+    seed = config.training.seed
+    model = build_network(config.network, dataset.input_shape, dataset.classes, seed)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights of {run.path} do not fit its network.kind = {config.network.kind} "
+            "(a run of blocklocal.fit with a module of your own?): load the exported file there"
+        ) from error
+    return config, dataset, model
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: nn.Module, dataset: Dataset, split: str, config: RunConfig
+) -> tuple[float, float]:
+    """Mean loss and accuracy of a module on a split.
+
+    Raises:
+        UserError: for an unknown or empty split.
+    """
+    if split not in ("train", "validation", "test") or not len(dataset.split(split)):
+        raise UserError(f"split = {split!r} has no rows: use test, validation or train")
+    numerics = Numerics(config.precision, torch.device("cpu"))
+    numerics.prepare(model)
+    model.eval()
+    training = config.training
+    batches = Batches(
+        dataset, seed=training.seed, batch=training.batch, augment=config.data.augment
+    )
+    loss, correct, count = 0.0, 0, 0
+    for x, y in batches.evaluation(split, training.evaluation_batch):
+        with numerics.autocast():
+            scores = model(numerics.arrange(x))
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        loss += F.cross_entropy(scores, y, reduction="sum").item()
+        correct += int((scores.argmax(-1) == y).sum())
+        count += len(y)
+    return loss / count, correct / count

@@ -1,0 +1,122 @@
+"""Observers of training: MLflow, and progress on the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from actors.operations import Span
+from orchestrator.events import Metrics
+from tuning.tracking import Tracker
+
+PLAIN_SECONDS = 5.0  # between plain lines when the output is not a terminal
+
+
+class TrackingObserver:
+    """Sends every learner's metrics to MLflow."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    def stepped(self, step: int, metrics: Metrics) -> None:
+        self._log(step, "train", metrics)
+
+    def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
+        self._log(step, split, metrics)
+
+    def worked(self, actor: str, spans: Sequence[Span]) -> None:
+        """Spans stay in the run directory."""
+
+    def _log(self, step: int, split: str, metrics: Metrics) -> None:
+        self._tracker.log_metrics(
+            step,
+            {f"{split}/{n}/{m}": v for n, values in metrics.items() for m, v in values.items()},
+        )
+
+
+class Progress:
+    """Steps a second, loss and accuracy of each block, idle share of each actor.
+
+    A live table on a terminal, plain lines elsewhere.
+    """
+
+    def __init__(self, console: Console, start: int, steps: int) -> None:
+        self._console, self._start, self._steps = console, start, steps
+        self._step = start
+        self._metrics: Metrics = {}
+        self._validation: Metrics = {}
+        self._idle: dict[str, float] = {}
+        self._began: float | None = None
+        self._first, self._printed = start, 0.0
+        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.update(self._table())
+            self._live.stop()
+
+    def stepped(self, step: int, metrics: Metrics) -> None:
+        now = time.monotonic()
+        if self._began is None:
+            self._began, self._first = now, step  # the first step holds the start of all actors
+        self._step, self._metrics = step + 1, metrics
+        last = self._step == self._steps
+        if self._live:
+            self._live.update(self._table())
+        elif now - self._printed >= PLAIN_SECONDS or last:
+            self._printed = now
+            self._console.print(self._line(), soft_wrap=True, highlight=False)
+
+    def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
+        self._validation = metrics
+        if not self._live:
+            parts = [
+                f"{name} loss {m['loss']:.3f} accuracy {m['accuracy']:.1%}"
+                for name, m in metrics.items()
+            ]
+            text = f"step {step + 1}/{self._steps}  {split}: {'  '.join(parts)}"
+            self._console.print(text, soft_wrap=True, highlight=False)
+
+    def worked(self, actor: str, spans: Sequence[Span]) -> None:
+        if spans:
+            wall = spans[-1].ended - spans[0].started
+            work = sum(s.ended - s.started - s.waited for s in spans)
+            self._idle[actor] = 1 - work / wall if wall else 0.0
+
+    def rate(self) -> float:
+        """Steps a second since the first step ended."""
+        if self._began is None or self._step - 1 <= self._first:
+            return 0.0
+        return (self._step - 1 - self._first) / max(1e-9, time.monotonic() - self._began)
+
+    def _line(self) -> str:
+        parts = [f"step {self._step}/{self._steps}", f"{self.rate():.1f} steps/s"]
+        for name, values in self._metrics.items():
+            if "accuracy" in values:
+                parts.append(f"{name} loss {values['loss']:.3f} accuracy {values['accuracy']:.1%}")
+        idle = ", ".join(f"{name} {share:.0%}" for name, share in sorted(self._idle.items()))
+        return "  ".join([*parts, f"idle: {idle}"])
+
+    def _table(self) -> Table:
+        table = Table(title=f"step {self._step}/{self._steps}   {self.rate():.1f} steps/s")
+        for name in ("actor", "loss", "accuracy", "validation", "idle"):
+            table.add_column(name, justify="left" if name == "actor" else "right")
+        for name in sorted({*self._metrics, *self._idle}):
+            values, validation = self._metrics.get(name, {}), self._validation.get(name, {})
+            table.add_row(
+                name,
+                f"{values['loss']:.3f}" if "loss" in values else "",
+                f"{values['accuracy']:.1%}" if "accuracy" in values else "",
+                f"{validation['accuracy']:.1%}" if "accuracy" in validation else "",
+                f"{self._idle[name]:.0%}" if name in self._idle else "",
+            )
+        return table

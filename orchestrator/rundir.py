@@ -1,0 +1,319 @@
+"""The directory of a run: what was asked for, which code ran, what came out, and who is in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from io import FileIO
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import yaml
+from pydantic import Field, ValidationError
+
+from actors.operations import Span
+from learning.errors import UserError
+from learning.settings import Settings
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.files import (
+    joined,
+    open_lines,
+    read_lines,
+    read_sealed,
+    replace_file,
+    sealed,
+    sync_directory,
+    temporary,
+    write_all,
+    write_file,
+)
+from orchestrator.plan import Plan
+
+_METRICS, _SPANS = "metrics.jsonl", "spans.jsonl"
+_REPLACED = ("state.json", "plan.json", _METRICS, _SPANS)
+
+
+class RunState(Settings):
+    """How far a run has come; `steps` counts finished steps."""
+
+    status: Literal["running", "finished", "failed"] = "running"
+    steps: int = Field(default=0, ge=0)
+    mlflow_run_id: str | None = Field(default=None)
+    error: str | None = Field(default=None, description="why the run failed")
+
+
+class RunDirectory:
+    """A run on disk. One process, the one in `lock()`, may write; reading needs no lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoints")
+        self._files: dict[str, FileIO] = {}
+
+    @classmethod
+    def create(
+        cls, path: str | Path, *, config: Mapping[str, Any], version: Mapping[str, Any]
+    ) -> Self:
+        """Make the directory of a new run, all of it or nothing.
+
+        Args:
+            config: the resolved settings, as JSON knows them.
+            version: see `code_version`.
+
+        Raises:
+            UserError: when the path is taken or cannot be written.
+        """
+        path = Path(os.path.abspath(path))
+        plain = json.loads(json.dumps(config))  # YAML would write tuples as Python objects
+        contents = {
+            "config.yaml": yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode(),
+            "version.json": (json.dumps(version, indent=2) + "\n").encode(),
+            "state.json": sealed(RunState().model_dump()),
+            _METRICS: b"",
+            _SPANS: b"",
+        }
+        if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
+            raise UserError(
+                f"run.directory = {path} exists and is not an empty directory: choose another "
+                "run.directory or --resume it"
+            )
+        made = [parent for parent in path.parents if not parent.exists()]  # innermost first
+        new = path.parent / f".{path.name}.new-{os.getpid()}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)
+            os.mkdir(new)
+            os.mkdir(new / "checkpoints")
+            for name, data in contents.items():
+                write_file(new / name, [data])
+            sync_directory(new)
+            os.rename(new, path)  # refuses a directory that someone filled in the meantime
+        except BaseException as error:
+            shutil.rmtree(new, ignore_errors=True)
+            for parent in made:
+                with suppress(OSError):
+                    parent.rmdir()
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"cannot create run.directory = {path} ({error.strerror}): choose another"
+                ) from error
+            raise
+        sync_directory(path.parent)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open the directory of an existing run.
+
+        Raises:
+            UserError: when there is none.
+        """
+        path = Path(os.path.abspath(path))
+        for name in ("config.yaml", "state.json"):
+            if not (path / name).is_file():
+                raise UserError(
+                    f"{path} is not a run directory (no {name}): choose one that a run has made"
+                )
+        return cls(path)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out and clear away what a killed one left behind.
+
+        The operating system releases the lock when the process ends, however it ends.
+
+        Raises:
+            UserError: when the run is in use.
+        """
+        path = self.path / "lock"
+        try:
+            file = FileIO(path, "a+")
+        except OSError as error:
+            raise UserError(
+                f"cannot lock run {self.path} ({error.strerror}): make it writable or copy it"
+            ) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(file.fileno(), 20, 0).decode(errors="replace").strip()
+                raise UserError(
+                    f"run {self.path} is in use by process {holder or '?'}: wait until it ends, "
+                    "stop it, or choose another run.directory"
+                ) from error
+            os.ftruncate(file.fileno(), 0)
+            write_all(file.fileno(), f"{os.getpid()}\n".encode())
+            self.checkpoints.recover()
+            for name in _REPLACED:
+                with suppress(OSError):
+                    temporary(self.path / name).unlink()
+            try:
+                yield
+            finally:
+                self.close()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved settings of the run."""
+        path = self.path / "config.yaml"
+        try:
+            return yaml.safe_load(path.read_bytes())
+        except (OSError, yaml.YAMLError) as error:
+            what = str(error).splitlines()[0]
+            raise UserError(f"cannot read {path} ({what}): restore it from a copy") from error
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the run."""
+        return Plan.load(self.path / "plan.json")
+
+    def save_plan(self, plan: Plan) -> None:
+        """Keep the plan, atomically."""
+        replace_file(self.path / "plan.json", [(plan.model_dump_json(indent=2) + "\n").encode()])
+
+    @property
+    def state(self) -> RunState:
+        """How far the run has come."""
+        path, fix = self.path / "state.json", "restore it from a copy or start a new run"
+        try:
+            return RunState.model_validate(read_sealed(path, fix))
+        except ValidationError as error:
+            raise UserError(f"{path} is foreign ({error.errors()[0]['msg']}): {fix}") from error
+
+    def update_state(self, **fields: Any) -> RunState:
+        """Change some fields of the state, atomically.
+
+        Raises:
+            ValueError: for a field that `RunState` does not have, or a value it refuses.
+        """
+        state = RunState.model_validate(self.state.model_dump() | fields)
+        replace_file(self.path / "state.json", [sealed(state.model_dump())])
+        return state
+
+    def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append metric records; those with a "step" can be rewound.
+
+        Raises:
+            ValueError: for a number that is not finite; then nothing is written.
+        """
+        self._append(_METRICS, records)
+
+    def append_spans(self, actor: str, spans: Iterable[Span]) -> None:
+        """Append what operations of one actor took."""
+        self._append(_SPANS, ({"actor": actor, **span._asdict()} for span in spans))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All metric records; a last line that a killed process left unfinished is ignored.
+
+        Raises:
+            UserError: for any other damage, with the number of the line.
+        """
+        return [record for _, record in read_lines(self.path / _METRICS)]
+
+    def read_spans(self) -> Iterator[dict[str, Any]]:
+        """Iterate over all spans, which may be too many for a list; damage as in `read_metrics`."""
+        return (record for _, record in read_lines(self.path / _SPANS))
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics and spans of steps >= `step`: training is about to replay them.
+
+        A crash between the two files is harmless, because the next resume rewinds again.
+
+        Raises:
+            UserError: for a damaged line; its file stays as it is.
+        """
+        self.close()  # open files would keep writing to the old ones
+        for name in (_METRICS, _SPANS):
+            path = self.path / name
+            lines = (raw for raw, r in read_lines(path) if r.get("step", step - 1) < step)
+            replace_file(path, joined(lines))
+
+    def close(self) -> None:
+        """Close open files; the next append opens them again."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
+        if name not in self._files:
+            self._files[name] = open_lines(self.path / name)
+        try:
+            write_all(self._files[name].fileno(), "".join(lines).encode())
+        except BaseException:
+            # Half a line may be there (a full disk): opening again removes it.
+            self._files.pop(name).close()
+            raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what crashed attempts to create `path` left: those of processes that are gone."""
+    pattern = re.compile(re.escape(f".{path.name}.new-") + r"(\d{1,9})")
+    for name in os.listdir(path.parent):
+        match = pattern.fullmatch(name)
+        if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
+            shutil.rmtree(path.parent / name, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # else alive, and another user's
+    return True
+
+
+def code_version(source: Path = Path(__file__)) -> dict[str, Any]:
+    """What code runs on what machine; what cannot be found out is None.
+
+    Args:
+        source: a file of the code; the git commit counts only where git tracks this file, since
+            an installed copy may lie inside the checkout of something else.
+    """
+    tracked = _git(source, "ls-files", "--error-unmatch", source.name) is not None
+    commit = _git(source, "rev-parse", "HEAD") if tracked else None
+    changes = _git(source, "status", "--porcelain") if commit else None
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return {
+        "package": _installed("blocklocal"),
+        "git_commit": commit,
+        "git_dirty": None if changes is None else bool(changes),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "ray": _installed("ray"),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in gpus],
+    }
+
+
+def _git(source: Path, *arguments: str) -> str | None:
+    # Inside a git hook GIT_DIR and its like name another repository than that of the source.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(source.parent), *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,111 @@
+"""The trainer: follows an engine's events and keeps the run's records and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from actors.operations import Span
+from learning.data import Batches
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.events import Engine, Evaluated, Metrics, SnapshotTaken, StepDone, Worked
+from orchestrator.program import Calendar
+from orchestrator.rundir import RunDirectory
+
+
+class Observer(Protocol):
+    """Whoever wants to know how training goes; called in the order of steps."""
+
+    def stepped(self, step: int, metrics: Metrics) -> None:
+        """Every learner has finished `step`."""
+        ...
+
+    def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
+        """A split was evaluated with the weights after `step`."""
+        ...
+
+    def worked(self, actor: str, spans: Sequence[Span]) -> None:
+        """An actor reported what it did."""
+        ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which steps a run has and what happens after which.
+
+    Attributes:
+        evaluate_every: steps between evaluations; each one is also a checkpoint.
+    """
+
+    steps: int
+    evaluate_every: int
+
+    def calendar(self, batches: Batches, evaluation_batch: int) -> Calendar:
+        """Validation and a checkpoint every so many steps and at the end; the test set at the end."""
+        after = [*range(self.evaluate_every - 1, self.steps, self.evaluate_every), self.steps - 1]
+        counts = {
+            split: batches.evaluation_batches(split, evaluation_batch)
+            for split in ("validation", "test")
+        }
+        evaluations = {
+            step: tuple(
+                split
+                for split, count in counts.items()
+                if count and (split == "validation" or step == self.steps - 1)
+            )
+            for step in after
+        }
+        return Calendar(evaluations, frozenset(after), counts)
+
+
+@dataclass
+class Trainer:
+    """Runs an engine to the end of the schedule, recording as it goes."""
+
+    run: RunDirectory
+    checkpoints: Checkpoints
+    plan_hash: str
+    rule: Mapping[str, Any]
+    last_block: str
+    observers: Sequence[Observer] = ()
+    _validated: dict[int, float] = field(default_factory=dict)
+
+    def train(self, engine: Engine, steps: range, calendar: Calendar) -> None:
+        """Follow the engine; whatever it raises passes through, with all records flushed."""
+        for event in engine.train(steps, calendar):
+            match event:
+                case Worked():
+                    self.run.append_spans(event.actor, event.spans)
+                    for observer in self.observers:
+                        observer.worked(event.actor, event.spans)
+                case StepDone():
+                    self._record(event.step, "train", event.metrics)
+                    for observer in self.observers:
+                        observer.stepped(event.step, event.metrics)
+                case Evaluated():
+                    self._record(event.step, event.split, event.metrics)
+                    if event.split == "validation":
+                        self._validated[event.step] = event.metrics[self.last_block]["accuracy"]
+                    for observer in self.observers:
+                        observer.evaluated(event.step, event.split, event.metrics)
+                case SnapshotTaken():
+                    self._save(event)
+
+    def _record(self, step: int, split: str, metrics: Metrics) -> None:
+        flat = {f"{n}/{m}": v for n, values in metrics.items() for m, v in values.items()}
+        self.run.append_metrics([{"step": step, "split": split, **flat}])
+
+    def _save(self, event: SnapshotTaken) -> None:
+        finished = event.step + 1
+        value = self._validated.pop(event.step, None)
+        metrics = None if value is None else {"validation/accuracy": value}
+        self.checkpoints.save(
+            finished, event.state, plan_hash=self.plan_hash, rule=self.rule, metrics=metrics
+        )
+        self.checkpoints.mark(last=finished)
+        best = self.checkpoints.best_value
+        if value is not None and (best is None or value > best):
+            self.checkpoints.mark(best=finished, value=value)
+        self.checkpoints.prune()
+        self.run.update_state(steps=finished)

@@ -1,0 +1,224 @@
+"""Updates: the fixed tree of additions, torch's own optimizers, clipping, and resuming."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from learning.errors import UserError
+from learning.settings import (
+    AdamWSettings,
+    ConstantSchedule,
+    MultiStepSchedule,
+    OptimizerSettings,
+    ScheduleSettings,
+    SGDSettings,
+)
+from learning.update import GradientTree, Updater
+from tests.learning.helpers import assert_same_bits
+
+BATCH = 4
+OPTIMIZERS = [
+    SGDSettings(lr=0.1),
+    SGDSettings(lr=0.1, nesterov=True, weight_decay=0.02),
+    SGDSettings(lr=0.1, momentum=0.0),
+    AdamWSettings(lr=0.03, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1),
+]
+
+
+def total_of(numbers: list[float]) -> float:
+    tree = GradientTree()
+    for number in numbers:
+        tree.add([torch.tensor(number, dtype=torch.float64)])
+    (total,) = tree.total()
+    assert total is not None
+    return total.item()
+
+
+def test_additions_are_made_in_a_fixed_tree():
+    x = [1e16, 1.0, -1e16, 1.0, 3.0, 1e-3, 0.1]
+    by_hand = {
+        1: x[0],
+        2: x[0] + x[1],
+        3: (x[0] + x[1]) + x[2],
+        4: (x[0] + x[1]) + (x[2] + x[3]),
+        5: ((x[0] + x[1]) + (x[2] + x[3])) + x[4],
+        6: ((x[0] + x[1]) + (x[2] + x[3])) + (x[4] + x[5]),
+        7: ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + x[6]),
+    }
+    for n, expected in by_hand.items():
+        assert total_of(x[:n]) == expected
+    # The order shows in these numbers: one after the other ends elsewhere.
+    assert (x[0] + x[1]) + (x[2] + x[3]) != ((x[0] + x[1]) + x[2]) + x[3]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=16))
+def test_powers_of_two_are_perfect_trees(numbers):
+    numbers = numbers[: 1 << (len(numbers).bit_length() - 1)]
+    level = numbers
+    while len(level) > 1:
+        level = [a + b for a, b in zip(level[::2], level[1::2], strict=True)]
+    assert total_of(numbers) == level[0]
+
+
+def test_missing_gradients_count_as_zero_and_the_tree_ends_empty():
+    tree, one, two = GradientTree(), torch.ones(2), torch.full((2,), 2.0)
+    for gradients in ([one, None, None], [None, two, None], [one, two, None]):
+        tree.add(gradients)
+    total = tree.total()
+    assert torch.equal(total[0], two) and torch.equal(total[1], 2 * two) and total[2] is None
+    tree.add([one, None, None])
+    assert torch.equal(tree.total()[0], one)
+
+
+def module(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+def make(
+    model: nn.Module,
+    optimizer: OptimizerSettings,
+    schedule: ScheduleSettings | None = None,
+    index: int = 1,
+) -> Updater:
+    return Updater(
+        model.named_parameters(),
+        optimizer,
+        schedule or ConstantSchedule(),
+        index=index,
+        steps=10,
+        batch=BATCH,
+    )
+
+
+def gradients(model: nn.Module, step: int) -> list[Tensor | None]:
+    """Gradients of the sum over a batch of some loss."""
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(BATCH, 3, generator=generator, dtype=torch.float64)
+    return list(torch.autograd.grad(model(x).pow(2).sum(), list(model.parameters())))
+
+
+def advance(updater: Updater, model: nn.Module, step: int) -> None:
+    updater.add(gradients(model, step))
+    updater.end_shard()
+    updater.step(step)
+
+
+def make_torch(model: nn.Module, chosen: OptimizerSettings) -> torch.optim.Optimizer:
+    options = chosen.model_dump(exclude={"kind", "clip"})
+    kind = torch.optim.SGD if isinstance(chosen, SGDSettings) else torch.optim.AdamW
+    return kind(model.parameters(), **options)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("clip", [None, 0.05, 1e6])
+def test_equals_torch_bit_for_bit(optimizer: OptimizerSettings, clip):
+    mine, theirs = module(), module()
+    halved = MultiStepSchedule(milestones=(0.2,), factor=0.5)  # from step 2 of 10 on
+    updater = make(mine, optimizer.model_copy(update={"clip": clip}), halved)
+    reference = make_torch(theirs, optimizer)
+    for step in range(5):
+        advance(updater, mine, step)
+        for parameter, gradient in zip(theirs.parameters(), gradients(theirs, step), strict=True):
+            assert gradient is not None
+            parameter.grad = gradient / BATCH
+        if clip is not None:
+            nn.utils.clip_grad_norm_(theirs.parameters(), clip)
+        if step == 2:
+            reference.param_groups[0]["lr"] /= 2
+        reference.step()
+        assert_same_bits(mine.state_dict(), theirs.state_dict())
+    assert all(parameter.grad is None for parameter in mine.parameters())
+
+
+def test_clipping_bounds_the_step_of_the_whole_block():
+    model = module()
+    before = [p.detach().clone() for p in model.parameters()]
+    advance(make(model, SGDSettings(lr=1.0, momentum=0.0, clip=0.05)), model, 0)
+    moved = torch.cat([(p - q).flatten() for p, q in zip(model.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.05, rel=1e-4)
+
+
+def test_shards_and_weights_add_up():
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    updater = make(model, SGDSettings(lr=1.0, momentum=0.0))
+    g = torch.ones(1, 1, dtype=torch.float64)
+    updater.add([g])
+    updater.add([g], weight=0.5)
+    updater.end_shard()
+    updater.add([None])
+    updater.end_shard()
+    updater.add([2 * g], weight=3.0)
+    updater.end_shard()
+    updater.step(0)
+    assert model.weight.item() == -(1 + 0.5 + 6) / BATCH
+
+
+def test_one_learning_rate_a_block():
+    for index, lr in ((1, 0.5), (2, 0.25)):
+        model = module()
+        (weight, *_), gradient = model.parameters(), gradients(model, 0)[0]
+        expected = weight.detach() - lr * gradient / BATCH
+        advance(make(model, SGDSettings(lr=(0.5, 0.25), momentum=0.0), index=index), model, 0)
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-14, atol=1e-15)
+
+
+def test_too_few_learning_rates_are_refused():
+    with pytest.raises(UserError, match="lists 2 values, but there is a block 3"):
+        make(module(), SGDSettings(lr=(0.1, 0.2)), index=3)
+
+
+def test_frozen_parameters_stay():
+    model = module()
+    model[0].weight.requires_grad_(False)
+    updater = make(model, SGDSettings(lr=1.0))
+    assert updater.names == ["0.bias", "2.weight", "2.bias"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_state_round_trip_continues_bit_for_bit(optimizer):
+    model = module()
+    updater = make(model, optimizer)
+    for step in range(3):
+        advance(updater, model, step)
+    state = {name: tensor.clone() for name, tensor in updater.state_dict().items()}
+    kept = {name: tensor.clone() for name, tensor in state.items()}
+    assert {n.rsplit(".", 1)[0] for n in state} <= {n for n, _ in model.named_parameters()}
+    other = module(1)
+    resumed = make(other, optimizer)
+    advance(resumed, other, 9)  # something to forget
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(state)
+    assert_same_bits(resumed.state_dict(), kept)
+    for step in (3, 4):
+        advance(updater, model, step)
+        advance(resumed, other, step)
+    assert_same_bits(other.state_dict(), model.state_dict())
+    assert_same_bits(resumed.state_dict(), updater.state_dict())
+    assert_same_bits(state, kept)  # the loaded tensors were copied
+
+
+def test_a_fresh_state_forgets_what_was_there():
+    model = module()
+    fresh = make(model, AdamWSettings()).state_dict()
+    updater = make(model, AdamWSettings())
+    advance(updater, model, 0)
+    updater.load_state_dict(fresh)
+    assert updater.state_dict() == {}
+
+
+def test_a_block_without_parameters_has_nothing_to_update():
+    updater = make(nn.ReLU(), SGDSettings())
+    for step in range(3):
+        updater.add([])
+        updater.end_shard()
+        updater.step(step)
+    assert updater.state_dict() == {}
+    updater.load_state_dict({})
