@@ -35,7 +35,8 @@ class Executor(ABC):
         torch.set_num_threads(self.threads)
         self.report = Report()
         for operation in operations:
-            waited, started = self.mailbox.waited_ns, time.time_ns()
+            waited, blocked = self.mailbox.waited_ns, self._blocked_ns()
+            started = time.time_ns()
             self.execute(operation)
             self.report.spans.append(
                 Span(
@@ -45,9 +46,13 @@ class Executor(ABC):
                     started,
                     time.time_ns(),
                     self.mailbox.waited_ns - waited,
+                    self._blocked_ns() - blocked,
                 )
             )
         return self.report
+
+    def _blocked_ns(self) -> int:
+        return sum(channel.blocked_ns for channel in self.channels.values())
 
     @abstractmethod
     def execute(self, op: Operation) -> None:
@@ -79,9 +84,7 @@ class SourceExecutor(Executor):
 class BlockExecutor(Executor):
     """Runs one block's operations on its learner."""
 
-    def __init__(
-        self, learner: BlockLearner, delay: int, mailbox: Mailbox, threads: int
-    ) -> None:
+    def __init__(self, learner: BlockLearner, delay: int, mailbox: Mailbox, threads: int) -> None:
         super().__init__(mailbox, threads)
         self.learner, self.delay = learner, delay
         self._table: tuple[int, Message | None] = (-1, None)
@@ -140,7 +143,7 @@ class FeedbackExecutor(Executor):
         self.learner, self.top = learner, top
 
     def resend(self, step: int) -> None:
-        """Send the tables under way when the loaded snapshot was taken; training goes on at `step`."""
+        """Send the tables that were under way when the snapshot of `step` was taken."""
         for sent, message in self.learner.pending_tables(step):
             self.send(BLOCK, Key("table", sent), message)
 

@@ -42,7 +42,11 @@ class Operation(NamedTuple):
 
 
 class Span(NamedTuple):
-    """What one operation took: Unix times in nanoseconds; `waited` of it was for messages."""
+    """What one operation took, in Unix nanoseconds.
+
+    It began by waiting `waited` for its message, and ended by waiting `blocked` for room at the
+    next block.
+    """
 
     kind: str
     step: int
@@ -50,6 +54,7 @@ class Span(NamedTuple):
     started: int
     ended: int
     waited: int
+    blocked: int
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import ray
 import torch
@@ -119,5 +119,6 @@ def actor_classes(
     mail_threads: int,
 ) -> tuple[ActorClass[_Source], ActorClass[_Block], ActorClass[_Feedback]]:
     """Source, block and feedback actors that can hold `mail_threads` messages back at once."""
-    remote: Any = ray.remote(concurrency_groups={MAIL: mail_threads})  # typed without options only
+    # Ray types this form of the call without options only.
+    remote = cast(Any, ray.remote)(concurrency_groups={MAIL: mail_threads})
     return remote(_Source), remote(_Block), remote(_Feedback)

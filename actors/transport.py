@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import Any, Protocol
 
@@ -14,6 +15,9 @@ from learning.messages import Message
 
 class Channel(Protocol):
     """The sending end of a one-way connection between two actors."""
+
+    blocked_ns: int
+    """Time spent in `send` waiting for room, so far."""
 
     def send(self, key: Key, message: Message) -> int:
         """Send; blocks while the window is full. Returns the bytes sent."""
@@ -35,6 +39,7 @@ class ObjectStoreChannel:
     def __init__(self, receiver: Any, window: int | None) -> None:
         self._receiver = receiver
         self._window = window
+        self.blocked_ns = 0
         self._under_way: deque[ray.ObjectRef[None]] = deque()
 
     def send(self, key: Key, message: Message) -> int:
@@ -44,6 +49,8 @@ class ObjectStoreChannel:
             self._receiver.deliver.options(num_returns=0).remote(key, arrays, False)
             return wire.size(arrays)
         if len(self._under_way) >= self._window:
+            started = time.monotonic_ns()
             ray.get(self._under_way.popleft())
+            self.blocked_ns += time.monotonic_ns() - started
         self._under_way.append(self._receiver.deliver.remote(key, arrays, True))
         return wire.size(arrays)

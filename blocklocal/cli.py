@@ -83,8 +83,8 @@ def check_resumable(old: RunConfig, new: RunConfig) -> None:
         before, after = getattr(old, section), getattr(new, section)
         if section not in free and before != after:
             raise UserError(
-                f"this run was made with {section} = {before.model_dump(mode='json')} and cannot go "
-                f"on with {after.model_dump(mode='json')}: resume it unchanged or start a new run"
+                f"this run was made with {section} = {before.model_dump(mode='json')} and cannot "
+                f"go on with {after.model_dump(mode='json')}: resume it unchanged or start anew"
             )
 
 

@@ -1,4 +1,4 @@
-"""The run configuration: one model behind YAML files, `dotted.key=value` words and the Python API."""
+"""The run configuration: one model behind YAML files, `dotted.key=value` and the Python API."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ def load_config(
         try:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"cannot read {path} ({error.strerror}): give an existing file") from error
+            raise UserError(
+                f"cannot read {path} ({error.strerror}): give an existing file"
+            ) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path} is not valid YAML ({reason}): mend the file") from error

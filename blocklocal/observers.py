@@ -81,7 +81,7 @@ class Progress:
         if not self._live:
             parts = [
                 f"{name} loss {m['loss']:.3f} accuracy {m['accuracy']:.1%}"
-                for name, m in metrics.items()
+                for name, m in sorted(metrics.items())
             ]
             text = f"step {step + 1}/{self._steps}  {split}: {'  '.join(parts)}"
             self._console.print(text, soft_wrap=True, highlight=False)
@@ -89,7 +89,7 @@ class Progress:
     def worked(self, actor: str, spans: Sequence[Span]) -> None:
         if spans:
             wall = spans[-1].ended - spans[0].started
-            work = sum(s.ended - s.started - s.waited for s in spans)
+            work = sum(s.ended - s.started - s.waited - s.blocked for s in spans)
             self._idle[actor] = 1 - work / wall if wall else 0.0
 
     def rate(self) -> float:

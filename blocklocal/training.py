@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -154,12 +155,12 @@ def cluster(config: RunConfig) -> Iterator[None]:
             ray.init(
                 address="local",
                 include_dashboard=False,
-                logging_level="warning",
+                logging_level=logging.WARNING,
                 log_to_driver=False,
                 _node_ip_address="127.0.0.1",  # a laptop's run is nobody else's business
             )
         else:
-            ray.init(address=address, logging_level="warning", log_to_driver=False)
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     except (ConnectionError, RuntimeError) as error:
         raise UserError(
             f"cannot reach a Ray cluster at engine.address = {address!r} ({error}): start one or "
@@ -304,7 +305,7 @@ def fit(
 
     Args:
         model: maps (B, *input_shape) to (B, classes); its weights are trained in place.
-        data: splits in memory, see `blocklocal.arrays`.
+        data: splits in memory, see `blocklocal.arrays_dataset`.
         blocks: how many, or the names of the units that start a new block.
         rule: a rule's kind, or its settings.
         sections: other sections of the configuration: `optimizer={"lr": 0.01}`, `training={...}`.

@@ -63,7 +63,10 @@ class _Tally:
         self.samples += len(y)
 
     def means(self) -> dict[str, float]:
-        return {"loss": float(self.loss) / self.samples, "accuracy": float(self.correct) / self.samples}
+        return {
+            "loss": float(self.loss) / self.samples,
+            "accuracy": float(self.correct) / self.samples,
+        }
 
 
 @dataclass

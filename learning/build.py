@@ -98,9 +98,7 @@ def build_feedback(program: Program, k: int, device: torch.device = CPU) -> Feed
     settings = program.settings
     if feedback.optimizer is not None:
         settings = replace(settings, optimizer=feedback.optimizer)
-    return FeedbackLearner(
-        k, module, readout.temperature, program.feedback_delay, settings, device
-    )
+    return FeedbackLearner(k, module, readout.temperature, program.feedback_delay, settings, device)
 
 
 def check_program(program: Program) -> None:

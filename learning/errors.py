@@ -19,6 +19,6 @@ class NonFiniteLossError(UserError):
 
     def __str__(self) -> str:
         return (
-            f"the loss of block {self.block} is {self.loss} at step {self.step}: training stopped and "
-            "the last checkpoint is kept; lower optimizer.lr or set optimizer.clip"
+            f"the loss of block {self.block} is {self.loss} at step {self.step}: training stopped "
+            "and the last checkpoint is kept; lower optimizer.lr or set optimizer.clip"
         )

@@ -30,13 +30,15 @@ class FeedbackSettings(Settings):
 
     kind: Literal["chain", "direct"] = "chain"
     delay: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
-    hidden: int | None = Field(default=None, ge=1, description="width of a hidden layer in each module")
+    hidden: int | None = Field(
+        default=None, ge=1, description="width of a hidden layer in each module"
+    )
     scale: float = Field(default=1.0, gt=0, description="factor on a module's initial output")
     optimizer: OptimizerSettings | None = Field(default=None, description="null: as the blocks'")
 
 
 class FeedbackModule(nn.Module):
-    """g_k: maps the table of module k+1, or one-hot labels, to the raw table (C, U, P) of block k."""
+    """g_k: the table of module k+1, or one-hot labels, to the raw table (C, U, P) of block k."""
 
     def __init__(
         self,

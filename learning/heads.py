@@ -45,7 +45,9 @@ class ConvHead(nn.Module):
         layers: list[nn.Module] = []
         size = shape[0]
         for i in range(settings.depth):
-            conv = nn.Conv2d(size, settings.width, 3, stride=2 if i == 0 else 1, padding=1, bias=False)
+            conv = nn.Conv2d(
+                size, settings.width, 3, stride=2 if i == 0 else 1, padding=1, bias=False
+            )
             layers += [conv, nn.BatchNorm2d(settings.width), nn.ReLU()]
             size = settings.width
         self.features = nn.Sequential(*layers)

@@ -66,7 +66,9 @@ class ResNetSettings(Settings):
     """
 
     kind: Literal["resnet"] = "resnet"
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(64, 128, 256, 512), min_length=1)
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(64, 128, 256, 512), min_length=1
+    )
     depths: int | tuple[Annotated[int, Field(ge=1)], ...] = 2
     strides: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     head_grid: int = Field(default=1, ge=1, description="the head reads a pooled grid x grid image")

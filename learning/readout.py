@@ -20,7 +20,9 @@ class LatentSettings(Settings):
 
     kind: LatentKind = "gaussian"
     states: int = Field(default=4, description="states a group, categorical only")
-    grid: int = Field(default=2, ge=1, description="images are pooled to grid x grid before the readout")
+    grid: int = Field(
+        default=2, ge=1, description="images are pooled to grid x grid before the readout"
+    )
     normalization: Literal["batch", "none"] = "batch"
     temperature: Literal["auto"] | float = Field(
         default="auto", description="factor on the summed evidence; auto is 1 / sqrt(units)"
@@ -33,7 +35,11 @@ class Readout(nn.Module):
     def __init__(self, settings: LatentSettings, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.family = make_family(settings.kind, settings.states)
-        self.grid = (min(settings.grid, shape[1]), min(settings.grid, shape[2])) if len(shape) == 3 else None
+        self.grid = (
+            (min(settings.grid, shape[1]), min(settings.grid, shape[2]))
+            if len(shape) == 3
+            else None
+        )
         if len(shape) not in (1, 3):
             raise UserError(
                 f"rule.kind = bll reads activations of shape (features,) or (channels, height, "

@@ -83,9 +83,7 @@ class SequentialEngine:
                     leaving.append((origin, back))
             arriving = leaving
 
-    def evaluate(
-        self, step: int, split: str, batches: Iterator[tuple[Tensor, Tensor]]
-    ) -> Metrics:
+    def evaluate(self, step: int, split: str, batches: Iterator[tuple[Tensor, Tensor]]) -> Metrics:
         """Loss and accuracy of every block's own objective, with the weights after `step`."""
         tables = self._tables_at(step) if self.feedback else {}
         for x, y in batches:

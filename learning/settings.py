@@ -51,7 +51,9 @@ class CosineSchedule(Settings):
     """Cosine from the learning rate to `floor` times it, after a linear warm-up."""
 
     kind: Literal["cosine"] = "cosine"
-    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of all steps spent warming up")
+    warmup: float = Field(
+        default=0.0, ge=0, lt=1, description="share of all steps spent warming up"
+    )
     floor: float = Field(default=0.0, ge=0, le=1)
 
 
@@ -82,11 +84,7 @@ class WarmRestartsSchedule(Settings):
 
 
 ScheduleSettings = Annotated[
-    ConstantSchedule
-    | CosineSchedule
-    | OneCycleSchedule
-    | MultiStepSchedule
-    | WarmRestartsSchedule,
+    ConstantSchedule | CosineSchedule | OneCycleSchedule | MultiStepSchedule | WarmRestartsSchedule,
     Field(discriminator="kind"),
 ]
 

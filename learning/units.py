@@ -66,12 +66,16 @@ def split(units: Sequence[Unit], at: Sequence[str]) -> list[list[Unit]]:
     """
     starts = []
     for name in at:
-        matches = [i for i, u in enumerate(units) if u.name == name or u.name.startswith(name + ".")]
+        matches = [
+            i for i, u in enumerate(units) if u.name == name or u.name.startswith(name + ".")
+        ]
         if not matches:
             known = [u.name for u in units] + sorted({u.name.split(".")[0] for u in units})
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
-            raise UserError(f"blocks.at names {name!r}, which is not a unit of this network: {hint}")
+            raise UserError(
+                f"blocks.at names {name!r}, which is not a unit of this network: {hint}"
+            )
         starts.append(matches[0])
     if starts != sorted(set(starts)) or 0 in starts:
         raise UserError(

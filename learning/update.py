@@ -45,9 +45,7 @@ class GradientTree:
 
 
 def _sum(left: Gradients, right: Gradients) -> Gradients:
-    return [
-        b if a is None else a if b is None else a + b for a, b in zip(left, right, strict=True)
-    ]
+    return [b if a is None else a if b is None else a + b for a, b in zip(left, right, strict=True)]
 
 
 class Updater:

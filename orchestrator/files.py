@@ -218,10 +218,10 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     seen: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
+        memory = tensor.untyped_storage().data_ptr()
+        if memory in seen:
             tensor = tensor.clone()
-        seen.add(storage.data_ptr())
+        seen.add(memory)
         plain[name] = tensor
     return safetensors.torch.save(plain, metadata={"format": "pt"})  # as Hugging Face expects
 

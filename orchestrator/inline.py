@@ -41,7 +41,7 @@ class InlineEngine:
         for step in steps:
             started = time.time_ns()
             metrics = self._engine.train_step(step, self._batches.shard)
-            yield Worked("all", [Span("U", step, 0, started, time.time_ns(), 0)], 0)
+            yield Worked("all", [Span("U", step, 0, started, time.time_ns(), 0, 0)], 0)
             yield StepDone(step, metrics)
             for split in calendar.evaluations.get(step, ()):
                 batches = self._batches.evaluation(split, self._evaluation_batch)

@@ -51,9 +51,7 @@ def check_fit(plan: Plan, nodes: Sequence[dict[str, float]]) -> None:
                     node[name] = node.get(name, 0.0) - amount
                 break
         else:
-            total = {
-                name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")
-            }
+            total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
             need = {
                 "CPU": sum(b.cpus for b in plan.blocks),
                 "GPU": sum(b.gpus for b in plan.blocks),

@@ -109,8 +109,8 @@ def training_window(spans: Sequence[ActorSpan], steps: int = 6) -> tuple[float, 
     starts, ends = sorted(span.worked_from for span in tests), sorted(span.ended for span in tests)
     # An evaluation overlaps unless it ended before the begin or starts after the end.
     clean = [(a, b) for a, b in stretches if bisect_left(starts, b) == bisect_right(ends, a)]
-    middle = (bounds[0] + bounds[-1]) / 2
-    begin, end = min(clean or stretches, key=lambda ab: abs((ab[0] + ab[1]) / 2 - middle))
+    twice_middle = bounds[0] + bounds[-1]  # whole numbers: floats round Unix nanoseconds
+    begin, end = min(clean or stretches, key=lambda ab: abs(sum(ab) - twice_middle))
     return (begin - first) / 1e9, (end - first) / 1e9
 
 

@@ -203,7 +203,7 @@ def _events(spans: Sequence[ActorSpan]) -> Iterator[Mapping[str, object]]:
         block = block_of(span.actor)
         if block is None or span.kind != Kind.FORWARD:
             continue
-        # Popped, so that a step done again after a resumption is tied to its own sender.
+        # In order of time, so that a step done again by a resumed run replaces its first sender.
         sender = sent.pop((block - 1, span.step, span.shard), None)
         sent[block, span.step, span.shard] = span
         if sender is not None:

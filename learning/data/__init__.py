@@ -2,7 +2,7 @@
 
 from learning.data.batches import Batches
 from learning.data.cache import cache_directory
-from learning.data.datasets import Dataset, Split, load_dataset
+from learning.data.datasets import Dataset, Split, arrays_dataset, load_dataset
 from learning.data.parquet import decode_image, read_parquet
 from learning.data.settings import (
     ArraysSettings,
@@ -21,6 +21,7 @@ __all__ = [
     "DigitsSettings",
     "ParquetSettings",
     "Split",
+    "arrays_dataset",
     "cache_directory",
     "decode_image",
     "load_dataset",

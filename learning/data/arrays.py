@@ -54,16 +54,21 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
                 f"{path} has no array {key!r}, only {', '.join(found) or 'none'}: save it with "
                 f"{', '.join(_KEYS)}"
             )
-    for part in ("train", "test"):
-        x, y = found[f"x_{part}"], found[f"y_{part}"]
-        found[f"x_{part}"] = _images(f"x_{part}", x)
-        found[f"y_{part}"] = _integers(f"y_{part}", y)
-        if len(x) != len(y):
-            raise UserError(
-                f"x_{part} has {len(x)} rows but y_{part} has {len(y)}: give one label for each row"
-            )
     x_train, y_train, x_test, y_test = (found[key] for key in _KEYS)
-    return x_train, y_train, x_test, y_test
+    return (*check_arrays("train", x_train, y_train), *check_arrays("test", x_test, y_test))
+
+
+def check_arrays(part: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bring the rows and labels of `part` to the types that a `Split` holds.
+
+    Raises:
+        UserError: for a wrong type, shape or length.
+    """
+    if len(x) != len(y):
+        raise UserError(
+            f"x_{part} has {len(x)} rows but y_{part} has {len(y)}: give one label for each row"
+        )
+    return _images(f"x_{part}", x), _integers(f"y_{part}", y)
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

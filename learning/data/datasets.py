@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learning.data.arrays import read_digits, read_npz
+from learning.data.arrays import check_arrays, read_digits, read_npz
 from learning.data.parquet import read_parquet
 from learning.data.settings import ArraysSettings, DataSettings, DigitsSettings, ParquetSettings
 from learning.errors import UserError
@@ -71,10 +71,56 @@ def load_dataset(settings: DataSettings) -> Dataset:
 
     Raises:
         UserError: when a file is missing or damaged, or its rows cannot be trained on (see the
-            readers); when a split is empty, a label is out of range, a value is not finite, or
-            train and test rows differ in shape.
+            readers and `arrays_dataset`).
     """
-    name, x, y, x_test, y_test = _read(settings)
+    return _split(
+        *_read(settings),
+        validation=settings.validation,
+        classes=settings.classes,
+        normalize=settings.normalize,
+    )
+
+
+def arrays_dataset(
+    x_train: np.ndarray,
+    y_train: np.ndarray,
+    x_test: np.ndarray,
+    y_test: np.ndarray,
+    *,
+    validation: float = 0.1,
+    classes: int | None = None,
+    normalize: bool = True,
+    name: str = "arrays",
+) -> Dataset:
+    """Make a dataset of arrays in memory.
+
+    Args:
+        x_train, x_test: uint8 or float, (N, D) or (N, C, H, W).
+        y_train, y_test: integer labels from 0, (N,).
+        validation: share of the train rows, the last ones, held out.
+        classes: how many there are; None counts them.
+        normalize: subtract the mean and divide by the deviation of the train rows.
+        name: what to call it in reports.
+
+    Raises:
+        UserError: when a split is empty, a label is out of range, a value is not finite, or a type
+            or shape does not fit.
+    """
+    train, test = check_arrays("train", x_train, y_train), check_arrays("test", x_test, y_test)
+    return _split(name, *train, *test, validation=validation, classes=classes, normalize=normalize)
+
+
+def _split(
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    x_test: np.ndarray,
+    y_test: np.ndarray,
+    *,
+    validation: float,
+    classes: int | None,
+    normalize: bool,
+) -> Dataset:
     if x.shape[1:] != x_test.shape[1:]:
         raise UserError(
             f"train rows have the shape {x.shape[1:]} but test rows {x_test.shape[1:]}: give both "
@@ -84,21 +130,21 @@ def load_dataset(settings: DataSettings) -> Dataset:
         if len(rows) == 0:
             raise UserError(f"the {part} data has 0 rows: give at least 1")
         _check_finite(part, rows)
-        _check_labels(part, labels, settings.classes)
-    classes = settings.classes or int(y.max()) + 1
+        _check_labels(part, labels, classes)
+    classes = classes or int(y.max()) + 1
     _check_labels("test", y_test, classes)
 
-    held = round(len(y) * settings.validation)
+    held = round(len(y) * validation)
     kept = len(y) - held
-    if kept == 0 or (held == 0 and settings.validation > 0):
+    if kept == 0 or (held == 0 and validation > 0):
         empty, change = ("train", "lower") if kept == 0 else ("validation", "raise")
         raise UserError(
-            f"data.validation={settings.validation} of {len(y)} train rows leaves 0 {empty} rows: "
+            f"data.validation={validation} of {len(y)} train rows leaves 0 {empty} rows: "
             f"{change} data.validation, set it to 0, or use more rows"
         )
     train = Split(x[:kept], y[:kept])
     mean, std = _statistics(train.x)
-    if not settings.normalize:
+    if not normalize:
         mean, std = np.zeros_like(mean), np.ones_like(std)
     return Dataset(
         name=name,

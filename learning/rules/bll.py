@@ -20,7 +20,9 @@ class BootstrapSettings(Settings):
     """Posterior bootstrapping: a share of samples goes on from the posterior, annealed to 0."""
 
     share: float = Field(default=0.0, ge=0, le=1, description="share of samples at step 0")
-    until: float = Field(default=0.5, gt=0, le=1, description="share of all steps after which it is 0")
+    until: float = Field(
+        default=0.5, gt=0, le=1, description="share of all steps after which it is 0"
+    )
 
 
 class BLL(Rule):

@@ -25,6 +25,8 @@ from learning.settings import (
 )
 from learning.units import Unit, split, units_of
 
+torch.set_num_threads(1)  # tensors this small only wait for other threads
+
 DOUBLE = PrecisionSettings(compute="float64")
 PLAIN_SGD = SGDSettings(lr=1.0, momentum=0.0)
 State = dict[str, dict[str, Tensor]]

@@ -230,7 +230,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(value):
     with pytest.raises(NonFiniteLossError, match=r"loss of block 1 is nan at step 7") as caught:
         learner.update(7)
     assert_same_bits(learner.state_dict(), before)
-    error = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own bytes
+    error = pickle.loads(pickle.dumps(caught.value))
     assert str(error) == str(caught.value) and (error.block, error.step) == (1, 7)
 
 

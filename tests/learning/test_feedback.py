@@ -14,7 +14,7 @@ from learning.feedback import FeedbackLearner, FeedbackModule, FeedbackSettings,
 from learning.latents import LatentKind, label_loss, make_family
 from learning.messages import Message
 from learning.settings import AdamWSettings, SGDSettings
-from tests.learning.helpers import assert_same_bits, learner_settings
+from tests.learning.helpers import PLAIN_SGD, assert_same_bits, learner_settings
 
 CLASSES, UNITS, STATES, ABOVE, BATCH = 3, 2, 3, 5, 8
 KINDS: list[LatentKind] = ["bernoulli", "gaussian", "gaussian-learned", "categorical"]
@@ -29,7 +29,7 @@ def make(
     delay: int = 0,
     shards: int = 1,
     seed: int = 0,
-    optimizer: SGDSettings | AdamWSettings = SGDSettings(lr=1.0, momentum=0.0),
+    optimizer: SGDSettings | AdamWSettings = PLAIN_SGD,
 ) -> FeedbackLearner:
     """A learner whose plain SGD step of rate 1 is minus the gradient of the mean loss."""
     family = make_family(kind, STATES)
@@ -82,7 +82,11 @@ def weights(learner: FeedbackLearner) -> dict[str, Tensor]:
 @pytest.mark.parametrize("chain", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_match_finite_differences(kind: LatentKind, chain, hidden):
-    learner, message, source = make(kind, chain=chain, hidden=hidden), readout(kind), upstream(chain)
+    learner, message, source = (
+        make(kind, chain=chain, hidden=hidden),
+        readout(kind),
+        upstream(chain),
+    )
     module, family = learner.module, make_family(kind, STATES)
 
     @torch.no_grad()

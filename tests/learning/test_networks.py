@@ -52,7 +52,10 @@ def test_small_resnet_by_hand():
 
 def test_depths_and_strides_of_each_stage():
     model = ResNetSettings(widths=(2, 2, 2), depths=(1, 2, 3), strides=(2, 1, 2)).build(CIFAR, 4)
-    assert names(model)[1:-1] == ["layer1.0", *("layer2.0 layer2.1 layer3.0 layer3.1 layer3.2".split())]
+    assert names(model)[1:-1] == [
+        "layer1.0",
+        *(["layer2.0", "layer2.1", "layer3.0", "layer3.1", "layer3.2"]),
+    ]
     assert nn.Sequential(*list(model)[:-1])(torch.zeros(1, *CIFAR)).shape == (1, 2, 8, 8)
 
 
@@ -123,9 +126,7 @@ def test_weights_depend_on_the_seed_alone(settings, shape):
 
 
 def test_custom_factory_gets_its_arguments():
-    settings = CustomSettings(
-        factory="tests.learning.helpers:make_custom", arguments={"width": 9}
-    )
+    settings = CustomSettings(factory="tests.learning.helpers:make_custom", arguments={"width": 9})
     assert count(build_network(settings, (4,), 3, 0)) == 4 * 9 + 9 + 9 * 3 + 3
 
 
