@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,8 @@ def train_command(
     dry_run: Annotated[bool, Parameter(help="print configuration and plan only")] = False,
 ) -> None:
     """Train a network, or go on with a run."""
+    if resume_run is not None and dry_run:
+        raise UserError("--dry-run does not go with --resume: leave one of them out")
     if resume_run is not None:
         _resume(resume_run, words)
         return
@@ -144,7 +147,10 @@ def plan_command(
     if save is not None:
         if save.exists():
             raise UserError(f"{save} exists: choose another file or remove it")
-        prepared.plan.save(save)
+        try:
+            prepared.plan.save(save)
+        except OSError as error:
+            raise UserError(f"cannot write {save} ({error.strerror}): choose another") from error
 
 
 @app.command(name="timeline")
@@ -180,7 +186,8 @@ def doctor_command(*, address: str | None = None) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; user errors are one sentence on standard error and exit code 2."""
     sys.path.insert(0, str(Path.cwd()))  # the user's own networks live beside their YAML
-    torch.set_num_interop_threads(1)
+    with suppress(RuntimeError):  # torch takes this once a process, before its first work
+        torch.set_num_interop_threads(1)
     try:
         app(
             sys.argv[1:] if arguments is None else arguments,

@@ -33,7 +33,7 @@ from tuning.tracking import TrackingSettings
 class TrainingSettings(Settings):
     """How long, and in what portions."""
 
-    epochs: float = Field(default=5.0, gt=0)
+    epochs: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     steps: int | None = Field(default=None, ge=1, description="wins over epochs")
     batch: int = Field(default=128, ge=1, description="samples of one step")
     shards: int = Field(default=1, ge=1, description="microbatches of one step")
@@ -141,13 +141,14 @@ def make_config(tree: Mapping[str, Any]) -> RunConfig:
 
 
 def overlay(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set one value; where a section's `kind` changes, its old settings are dropped."""
+    """Set one value; where `kind` chooses another model, the old one's settings are dropped."""
+    chooses = path[-1] == "kind" and len(_models_at(path[:-1])) > 1
     for name in path[:-1]:
         if not isinstance(tree.get(name), dict):
             tree[name] = {}
         tree = tree[name]
     last = path[-1]
-    if last == "kind" and tree.get("kind", value) != value:
+    if chooses and tree.get("kind", value) != value:
         tree.clear()
     tree[last] = value
 
@@ -168,6 +169,12 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     unknown = first["type"] == "extra_forbidden"
     key = ".".join(_keys(first["loc"], keep_last=unknown))
+    if unknown and key in known_keys():
+        section, _, name = key.rpartition(".")
+        return (
+            f"{section}.kind = {first['loc'][-2]} has no setting {name}: leave {key} out or choose "
+            f"another {section}.kind"
+        )
     if unknown:
         near = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see docs/configuration.md for all keys"
@@ -176,6 +183,8 @@ def _sentence(error: ValidationError) -> str:
         context = first.get("ctx", {})
         tag, expected = context.get("tag"), context.get("expected_tags")
         return f"{key}.kind = {tag!r} is unknown: use one of {expected}"
+    if first["type"] == "union_tag_not_found":
+        return f"{key}.kind is missing: set {key}.kind=..."
     if first["type"] == "value_error":
         message = str(first["msg"]).removeprefix("Value error, ")
         return message if not key or key in message else f"{key}: {message}"
@@ -198,6 +207,15 @@ def _keys(location: Sequence[int | str], *, keep_last: bool) -> list[str]:
         if fields:
             models = [m for f in fields for m in _models(f.annotation)]
     return keys
+
+
+def _models_at(path: Sequence[str]) -> list[type[BaseModel]]:
+    """The settings models that a section may be an instance of."""
+    models: list[type[BaseModel]] = [RunConfig]
+    for name in path:
+        fields = [m.model_fields[name] for m in models if name in m.model_fields]
+        models = list(dict.fromkeys(m for f in fields for m in _models(f.annotation)))
+    return models
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:

@@ -29,6 +29,8 @@ def load_run(run: RunDirectory, checkpoint: str) -> tuple[RunConfig, Dataset, nn
     dataset = load_dataset(config.data)
     seed = config.training.seed
     model = build_network(config.network, dataset.input_shape, dataset.classes, seed)
+    if config.precision.compute == "float64":
+        model = model.double()
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

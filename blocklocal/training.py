@@ -228,7 +228,8 @@ def _train(
         _tags(prepared),
         run.state.mlflow_run_id,
     )
-    run.update_state(mlflow_run_id=tracker.run_id)
+    if tracker.run_id is not None:
+        run.update_state(mlflow_run_id=tracker.run_id)
     trainer = Trainer(
         run,
         run.checkpoints,

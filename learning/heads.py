@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -41,21 +40,26 @@ class ConvHead(nn.Module):
 
     def __init__(self, settings: HeadSettings, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
-        self.pool = (min(settings.pool, shape[1]), min(settings.pool, shape[2]))
-        layers: list[nn.Module] = []
-        size = shape[0]
-        for i in range(settings.depth):
-            conv = nn.Conv2d(
-                size, settings.width, 3, stride=2 if i == 0 else 1, padding=1, bias=False
-            )
-            layers += [conv, nn.BatchNorm2d(settings.width), nn.ReLU()]
-            size = settings.width
-        self.features = nn.Sequential(*layers)
-        self.linear = nn.Linear(size, classes)
+        self.features = conv_features(shape, settings.width, settings.depth, settings.pool)
+        self.linear = nn.Linear(settings.width, classes)
 
     def forward(self, h: Tensor) -> Tensor:
-        features = self.features(F.adaptive_avg_pool2d(h, self.pool))
-        return self.linear(features.mean(dim=(2, 3)))
+        return self.linear(self.features(h).mean(dim=(2, 3)))
+
+
+def conv_features(shape: tuple[int, ...], width: int, depth: int, pool: int) -> nn.Sequential:
+    """Pooling to at most pool x pool, then `depth` times 3x3 convolution, batch norm, ReLU.
+
+    The first convolution has stride 2: (B, C, H, W) to (B, width, H', W').
+    """
+    layers: list[nn.Module] = [nn.AdaptiveAvgPool2d((min(pool, shape[1]), min(pool, shape[2])))]
+    size = shape[0]
+    for i in range(depth):
+        stride = 2 if i == 0 else 1
+        conv = nn.Conv2d(size, width, 3, stride, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+        size = width
+    return nn.Sequential(*layers)
 
 
 def make_head(settings: HeadSettings, shape: tuple[int, ...], classes: int) -> nn.Module:

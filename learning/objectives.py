@@ -86,8 +86,8 @@ class Evidence(Objective):
 
     def forward(self, h: Tensor, y: Tensor, feedback: Message | None) -> Assessment:
         assert feedback is not None
+        a = self.readout(h)
         with torch.autocast(h.device.type, enabled=False):
-            a = self.readout(h)
             score = self.readout.family.score(a, feedback["b"].to(a.dtype))
             bias = feedback["c"].to(a.dtype)
             loss = label_loss(score, bias, y, self.readout.temperature)

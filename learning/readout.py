@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from learning.errors import UserError
+from learning.heads import conv_features
 from learning.latents import EPS, LatentKind, LearnedGaussian, make_family
 from learning.settings import Settings
 
@@ -23,10 +24,16 @@ class LatentSettings(Settings):
     grid: int = Field(
         default=2, ge=1, description="images are pooled to grid x grid before the readout"
     )
+    convolution: int | None = Field(
+        default=None, ge=1, description="width of a convolution of its own that reads images first"
+    )
     normalization: Literal["batch", "none"] = "batch"
     temperature: Literal["auto"] | float = Field(
         default="auto", description="factor on the summed evidence; auto is 1 / sqrt(units)"
     )
+
+
+CONVOLUTION_INPUT = 16  # images are pooled to at most this before the readout's convolution
 
 
 class Readout(nn.Module):
@@ -45,7 +52,12 @@ class Readout(nn.Module):
                 f"rule.kind = bll reads activations of shape (features,) or (channels, height, "
                 f"width), not {shape}: cut the network at another unit"
             )
-        self.features = shape[0] * (math.prod(self.grid) if self.grid else 1)
+        channels = shape[0]
+        self.convolution: nn.Module = nn.Identity()
+        if settings.convolution is not None and self.grid is not None:
+            channels = settings.convolution
+            self.convolution = conv_features(shape, channels, depth=1, pool=CONVOLUTION_INPUT)
+        self.features = channels * (math.prod(self.grid) if self.grid else 1)
         self.norm = (
             nn.BatchNorm1d(self.features, affine=False)
             if settings.normalization == "batch"
@@ -67,6 +79,7 @@ class Readout(nn.Module):
 
     def pool(self, h: Tensor) -> Tensor:
         """(B, ...) to (B, features), in float32 at least."""
+        h = self.convolution(h)
         h = h if h.dtype == torch.float64 else h.float()
         if self.grid is not None:
             h = F.adaptive_avg_pool2d(h, self.grid)
@@ -74,7 +87,9 @@ class Readout(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Natural parameters of alpha: (B, U, P)."""
-        return self._arrange(self.norm(self.pool(h)))
+        pooled = self.pool(h)
+        with torch.autocast(h.device.type, enabled=False):
+            return self._arrange(self.norm(pooled))
 
     def _arrange(self, n: Tensor) -> Tensor:
         if isinstance(self.family, LearnedGaussian):

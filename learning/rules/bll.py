@@ -5,9 +5,9 @@ The local loss is the evidence E6 in closed form, derived in docs/rules/bll.md.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from learning.feedback import FeedbackSettings
 from learning.objectives import Bootstrap, Evidence, Objective
@@ -36,6 +36,16 @@ class BLL(Rule):
     def objective(self, shape: tuple[int, ...], classes: int, steps: int) -> Objective | None:
         until = max(1, round(self.bootstrap.until * steps))
         return Evidence(self.latent, shape, Bootstrap(self.bootstrap.share, until))
+
+    @model_validator(mode="after")
+    def _posterior_is_in_reach(self) -> Self:
+        if self.bootstrap.share and self.latent.convolution is not None:
+            raise ValueError(
+                f"rule.bootstrap.share = {self.bootstrap.share:g} needs a readout that can be "
+                f"undone, but rule.latent.convolution = {self.latent.convolution}: set share to 0 or "
+                "convolution to null"
+            )
+        return self
 
     @property
     def feedback_network(self) -> tuple[FeedbackSettings, LatentSettings] | None:

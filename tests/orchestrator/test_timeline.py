@@ -190,10 +190,14 @@ def test_window_is_six_steps_in_the_middle() -> None:
 
 
 def test_window_keeps_clear_of_an_evaluation() -> None:
-    # Evaluated at 200..230 ms of 430: 80..200 and 230..350 are as near, the first one wins.
-    assert training_window(_pipeline(20, test_at=10)) == pytest.approx((0.08, 0.2))
-    # Evaluated at 180..210 ms: 210..330 is nearer than 60..180, and may begin at its end.
-    assert training_window(_pipeline(20, test_at=9)) == pytest.approx((0.21, 0.33))
+    # Evaluated at 200..230 ms of 430: steps begin at .., 180, 230, .., so that 60..180 and
+    # 230..350 are free, and the middle of the latter is nearer to 215.
+    assert training_window(_pipeline(20, test_at=10)) == pytest.approx((0.23, 0.35))
+    # An evaluation from the end of the middle window on is not in it, one 1 ms earlier is.
+    spans = _pipeline(20)
+    after, inside = _span("block3", "E", 9, 260, 262), _span("block3", "E", 9, 259, 261)
+    assert training_window([*spans, after]) == pytest.approx((0.14, 0.26))
+    assert training_window([*spans, inside]) == pytest.approx((0.12, 0.24))
     # No room on either side: it is shown after all.
     assert training_window(_pipeline(7, test_at=4)) == pytest.approx((0.0, 0.15))
 

@@ -1,0 +1,34 @@
+# `make demo` and `make test` do all the set-up: a virtual environment with the tested versions.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test lint accuracy decoupling clean
+
+demo: $(INSTALLED)
+	$(BIN)/blocklocal train examples/digits.yaml
+
+test: $(INSTALLED) lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# Needs CIFAR-10 as Parquet files: make accuracy TRAIN=... TEST=...
+accuracy: $(INSTALLED)
+	$(BIN)/python -m benchmarks.accuracy --train $(TRAIN) --test $(TEST)
+
+decoupling: $(INSTALLED)
+	$(BIN)/python -m benchmarks.decoupling
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
