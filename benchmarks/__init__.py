@@ -1,0 +1,1 @@
+"""Benchmarks: one command each; results are written to `results/`."""

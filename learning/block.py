@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -161,12 +160,17 @@ class BlockLearner:
         Returns:
             The gradient message for block index-1 and the readout for the feedback module, each
             None when there is none.
+
+        Raises:
+            NonFiniteLossError: before a gradient of that loss reaches any block.
         """
         assert self.objective is not None
         pending = self._pending[shard]
         h = pending.h.detach().requires_grad_()
         with self._seeded("assess", step, shard), self.numerics.autocast():
             assessment = self.objective(h, pending.y, feedback and self._local(feedback))
+        if not torch.isfinite(assessment.loss):
+            raise NonFiniteLossError(self.index, step, assessment.loss.item())
         auxiliary = self.updater.parameters[len(self._block_parameters) :]
         *auxiliary_gradients, gradient = torch.autograd.grad(
             assessment.loss, [*auxiliary, h], allow_unused=True
@@ -206,15 +210,9 @@ class BlockLearner:
         return {"gradient": outgoing(torch.zeros_like(pending.x) if back is None else back)}
 
     def update(self, step: int) -> dict[str, float]:
-        """Update the block and its auxiliary network; returns this step's loss and accuracy.
-
-        Raises:
-            NonFiniteLossError: before any weight changes.
-        """
+        """Update the block and its auxiliary network; returns this step's loss and accuracy."""
         metrics = self._training.means() if self._training.samples else {}
         self._training = _Tally()
-        if not math.isfinite(metrics.get("loss", 0.0)):
-            raise NonFiniteLossError(self.index, step, metrics["loss"])
         self.updater.step(step)
         return metrics
 

@@ -24,7 +24,7 @@ class Hop:
         for distance, weight in sorted(self.weights.items()):
             if weight:
                 j = int(min(k + distance, last))
-                sources[j] = sources.get(j, 0.0) + weight
+                sources.setdefault(j, weight)  # the loss of block K counts once
         return sources
 
     def passed_back(self, k: int, last: int) -> tuple[int, ...]:

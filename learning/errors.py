@@ -8,7 +8,7 @@ class UserError(ValueError):
 
 
 class NonFiniteLossError(UserError):
-    """A block's loss became NaN or infinite; raised before the weights are touched.
+    """A block's loss became NaN or infinite; raised before its gradient reaches any weight.
 
     Plain arguments so that it survives pickling between processes.
     """

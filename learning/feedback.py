@@ -130,12 +130,18 @@ class FeedbackLearner:
         return message, {"raw": outgoing(raw)}
 
     def receive(self, step: int, shard: int, readout: Message) -> None:
-        """Add the gradient of E6 on one shard's readout (b, U, P), which is a constant here."""
+        """Add the gradient of E6 on one shard's readout (b, U, P), which is a constant here.
+
+        Raises:
+            NonFiniteLossError: before the gradient is added.
+        """
         assert self._raw is not None
         a, y = self.numerics.arrange(readout["a"]), readout["y"].to(self.device)
         family = self.module.family
         score = family.score(a, family.feedback(self._raw))
         loss = label_loss(score, self.module.bias, y, self.temperature)
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(self.index, step, loss.item())
         gradients = torch.autograd.grad(
             loss,
             self.updater.parameters,
@@ -146,15 +152,9 @@ class FeedbackLearner:
         self._loss = self._loss + loss.detach()
 
     def update(self, step: int) -> dict[str, float]:
-        """Update the module; returns the loss on this step's readouts.
-
-        Raises:
-            NonFiniteLossError: before any weight changes.
-        """
+        """Update the module; returns the loss on this step's readouts."""
         loss = float(self._loss) / self.settings.batch
         self._raw, self._loss = None, 0.0
-        if not math.isfinite(loss):
-            raise NonFiniteLossError(self.index, step, loss)
         self.updater.step(step)
         return {"loss": loss}
 

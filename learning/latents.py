@@ -1,9 +1,11 @@
 """Exponential families of block-local learning with probabilistic latents.
 
 A factorised latent of U units has natural parameters a of shape (..., U, P), P numbers a unit:
-the forward message alpha is EF(a), the feedback message beta_y is EF(b_y), and messages multiply
-by adding natural parameters. Source: the model of Kappel et al. 2023 (arXiv 2305.14974); the
-closed forms E1 to E7 are derived in docs/rules/bll.md.
+the forward message alpha is EF(a), the feedback message beta_y is proportional to exp(T(z).b_y),
+and messages multiply by adding natural parameters.
+
+Source: the model of Kappel et al. 2023 (arXiv 2305.14974); the closed forms E1 to E7 are derived in
+docs/rules/bll.md.
 """
 
 from __future__ import annotations
@@ -148,11 +150,17 @@ def make_family(kind: LatentKind, states: int) -> Family:
 
 
 def label_loss(score: Tensor, bias: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """E6, -log softmax_y(c_y + temperature * score) summed over samples: (B, C), (C,), (B,) to ()."""
+    """E6, -log softmax_y(c_y + temperature * score), summed over samples.
+
+    Shapes (B, C), (C,), (B,) to ().
+    """
     return F.cross_entropy(bias + temperature * score, y, reduction="sum")
 
 
 def proper_bound(family: Family, a: Tensor, b: Tensor, bias: Tensor, y: Tensor) -> Tensor:
-    """E7, an upper bound on E6 that needs no posterior: (B, U, P), (C, U, P), (C,), (B,) to (B,)."""
+    """E7, an upper bound on -log E_alpha[q(y|z)] with q(y|z) = softmax_y(c_y + T(z).b_y).
+
+    Shapes (B, U, P), (C, U, P), (C,), (B,) to (B,).
+    """
     linear = (family.mean(a) * b[y]).sum((-1, -2)) + bias[y]
     return torch.logsumexp(bias + family.evidence(a, b), dim=-1) - linear

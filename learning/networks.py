@@ -1,9 +1,10 @@
-"""The built-in networks, each an `nn.Sequential` of named units, and the user's own by import path."""
+"""Built-in networks, each an `nn.Sequential` of named units, and the user's own by import path."""
 
 from __future__ import annotations
 
 import importlib
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -153,8 +154,8 @@ class CustomSettings(Settings):
     """
 
     kind: Literal["custom"] = "custom"
-    factory: str = Field(pattern=r"^[\w.]+:\w+$")
-    arguments: dict[str, Any] = {}
+    factory: str = Field(pattern=r"^\w+(\.\w+)*:\w+$")
+    arguments: Mapping[str, Any] = Field(default={})
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
         """Import the factory and call it."""

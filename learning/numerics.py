@@ -1,4 +1,4 @@
-"""Numeric policy and randomness of a learner: precision, layout, and seeds that are pure functions."""
+"""Numeric policy and randomness of a learner: precision, layout, seeds that are pure functions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Numerics:
                     tensor.data = tensor.data.contiguous(memory_format=self.memory_format)
 
     def arrange(self, x: Tensor) -> Tensor:
-        """Bring an input to the device and layout; images and vectors only change type in float64."""
+        """Bring an input to the device and layout; its type only changes in float64."""
         x = x.to(self.device, non_blocking=True)
         if self.dtype == torch.float64 and x.is_floating_point():
             x = x.double()

@@ -58,7 +58,7 @@ class CosineSchedule(Settings):
 
 
 class OneCycleSchedule(Settings):
-    """One cycle (Smith & Topin 2018): cosine up to the learning rate, cosine down to almost zero."""
+    """One cycle (Smith & Topin 2018): cosine up to the learning rate, then down to almost zero."""
 
     kind: Literal["one-cycle"] = "one-cycle"
     rise: float = Field(default=0.3, gt=0, lt=1, description="share of all steps spent rising")
@@ -90,7 +90,7 @@ ScheduleSettings = Annotated[
 
 
 class PrecisionSettings(Settings):
-    """The numeric policy of a block: what its forward pass computes in and how it lays out images."""
+    """The numeric policy of a block: what it computes in, how images lie in memory."""
 
     compute: Literal["float32", "bfloat16", "float64"] = "float32"
     memory_format: Literal["contiguous", "channels-last"] = "contiguous"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -83,7 +84,7 @@ def split(units: Sequence[Unit], at: Sequence[str]) -> list[list[Unit]]:
             "name later units, each once, in the order of the network"
         )
     edges = [0, *starts, len(units)]
-    blocks = [list(units[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    blocks = [list(units[a:b]) for a, b in pairwise(edges)]
     check_ownership(blocks)
     return blocks
 

@@ -22,7 +22,8 @@ class GradientTree:
     """Adds shard gradients pairwise, in a tree that depends on the number of shards alone.
 
     The sum must not depend on who computed which shard, and floating-point addition is not
-    associative: equal-sized neighbours are merged as soon as both are there, as in a binary counter.
+    associative: equal-sized neighbours are merged as soon as both are there, as a binary counter
+    carries.
     """
 
     def __init__(self) -> None:

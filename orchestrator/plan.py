@@ -91,7 +91,7 @@ class Plan(Settings):
         return self
 
     def hash(self) -> str:
-        """Identify the partition in 16 hex digits: units and shapes, not times, bytes or devices."""
+        """Identify the partition in 16 hex digits: units and shapes, not times or bytes."""
         cut = [
             {"units": b.units, "input_shape": b.input_shape, "output_shape": b.output_shape}
             for b in self.blocks

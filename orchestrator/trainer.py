@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from actors.operations import Span
 from learning.data import Batches
+from learning.errors import UserError
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.events import Engine, Evaluated, Metrics, SnapshotTaken, StepDone, Worked
 from orchestrator.program import Calendar
@@ -42,7 +45,7 @@ class Schedule:
     evaluate_every: int
 
     def calendar(self, batches: Batches, evaluation_batch: int) -> Calendar:
-        """Validation and a checkpoint every so many steps and at the end; the test set at the end."""
+        """Validation and a checkpoint every so many steps and last; the test set last."""
         after = [*range(self.evaluate_every - 1, self.steps, self.evaluate_every), self.steps - 1]
         counts = {
             split: batches.evaluation_batches(split, evaluation_batch)
@@ -98,6 +101,7 @@ class Trainer:
 
     def _save(self, event: SnapshotTaken) -> None:
         finished = event.step + 1
+        _check_finite(event)
         value = self._validated.pop(event.step, None)
         metrics = None if value is None else {"validation/accuracy": value}
         self.checkpoints.save(
@@ -109,3 +113,14 @@ class Trainer:
             self.checkpoints.mark(best=finished, value=value)
         self.checkpoints.prune()
         self.run.update_state(steps=finished)
+
+
+def _check_finite(event: SnapshotTaken) -> None:
+    """Refuse to replace a good checkpoint by one that no loss has met yet."""
+    for learner, tensors in event.state.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"{name} of {learner} is not finite after step {event.step}: training stopped "
+                    "and the last checkpoint is kept; lower optimizer.lr or set optimizer.clip"
+                )

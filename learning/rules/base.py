@@ -31,7 +31,7 @@ class Rule(Settings, ABC):
 
     @abstractmethod
     def objective(self, shape: tuple[int, ...], classes: int, steps: int) -> Objective | None:
-        """The objective of a block whose output has `shape`; None when it has no loss of its own."""
+        """The objective of a block whose output has `shape`; None when it has no own loss."""
 
     @property
     def feedback_network(self) -> tuple[FeedbackSettings, LatentSettings] | None:

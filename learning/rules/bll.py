@@ -42,8 +42,8 @@ class BLL(Rule):
         if self.bootstrap.share and self.latent.convolution is not None:
             raise ValueError(
                 f"rule.bootstrap.share = {self.bootstrap.share:g} needs a readout that can be "
-                f"undone, but rule.latent.convolution = {self.latent.convolution}: set share to 0 or "
-                "convolution to null"
+                f"undone, but rule.latent.convolution = {self.latent.convolution}: set share "
+                "to 0 or convolution to null"
             )
         return self
 

@@ -57,14 +57,14 @@ TABLES = {
             ({4: 1}, (4,), (4,), True),
         ],
     ),
-    # The network ends after block K, so both of its terms are its own loss.
-    "overlapping 1": (OVERLAPPING, [({1: 2}, (), (1,), True)]),
+    # The network ends after block K, whose own loss counts once, with the nearest weight.
+    "overlapping 1": (OVERLAPPING, [({1: 1}, (), (1,), True)]),
     "overlapping 3": (
         OVERLAPPING,
         [
             ({1: 1, 2: 1}, (), (1, 2), True),
             ({2: 1, 3: 1}, (2,), (2, 3), True),
-            ({3: 2}, (3,), (3,), True),
+            ({3: 1}, (3,), (3,), True),
         ],
     ),
     "local and end to end 3": (
@@ -72,7 +72,7 @@ TABLES = {
         [
             ({1: 0.25, 3: 0.75}, (), (1, 3), True),
             ({2: 0.25, 3: 0.75}, (3,), (2, 3), True),
-            ({3: 1.0}, (3,), (3,), True),
+            ({3: 0.25}, (3,), (3,), True),
         ],
     ),
 }

@@ -130,9 +130,7 @@ def inline_engine(case: Case) -> Iterator[InlineEngine]:
     batches = Batches(
         case.data, seed=case.seed, batch=BATCH, shards=case.shards, augment=case.augment
     )
-    engine = InlineEngine(
-        program, blocks, batches, evaluation_batch=EVALUATION_BATCH, threads=1
-    )
+    engine = InlineEngine(program, blocks, batches, evaluation_batch=EVALUATION_BATCH, threads=1)
     try:
         yield engine
     finally:
@@ -167,7 +165,9 @@ def differences(left: Sequence[Event], right: Sequence[Event]) -> list[str]:
 
 
 def _flat(snapshot: SnapshotTaken) -> dict[str, torch.Tensor]:
-    names = sorted((learner, name) for learner in snapshot.state for name in snapshot.state[learner])
+    names = sorted(
+        (learner, name) for learner in snapshot.state for name in snapshot.state[learner]
+    )
     return {f"{learner}/{name}": snapshot.state[learner][name] for learner, name in names}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -312,8 +313,7 @@ def test_flipped_bits_are_noticed(tmp_path: Path, name: str) -> None:
         try:
             assert seed_of(tmp_path, 1) == 1  # e.g. 1E-3 for 1e-3 in JSON
         except UserError as error:
-            assert str(path) in str(error) and "start a new run" in str(error)
-            noticed += 1
+            noticed += str(path) in str(error) and str(error).endswith("start a new run")
     assert noticed == len(tried) if name != "manifest.json" else noticed > 0.9 * len(tried)
 
 
@@ -387,17 +387,11 @@ def test_not_safetensors_but_as_listed(tmp_path: Path) -> None:
     save(tmp_path, 1, 1)
     path = tmp_path / "step-00000001"
     (path / "a.safetensors").write_bytes(b"x" * 20)
-    digest = "42a6f7b28bc2d3a4c7ab4a3ee9b0b4c4"
+    digest = hashlib.sha256(b"x" * 20).hexdigest()
     _edit(path, files={"a": {"name": "a.safetensors", "size": 20, "sha256": digest}})
     for name in make_state(1):
         (path / f"{name}.safetensors").unlink()
-    with pytest.raises(UserError, match="its sha256"):
-        Checkpoints(tmp_path).load(1)
-    with (
-        mock.patch("hashlib.sha256", lambda _: mock.Mock(hexdigest=lambda: digest)),
-        pytest.raises(UserError, match="not a safetensors file"),
-    ):
-        _edit(path)
+    with pytest.raises(UserError, match=r"a.safetensors is not a safetensors file"):
         Checkpoints(tmp_path).load(1)
 
 
@@ -440,12 +434,12 @@ def test_last_and_best(tmp_path: Path) -> None:
         30,
     )
     assert Checkpoints(tmp_path).best_value == 0.25
-    for mark in ({"last": 40}, {"best": 40, "value": 1.0}):
+    for last, best, value in ((40, None, None), (None, 40, 1.0)):
         with pytest.raises(UserError, match=r"no checkpoint 40 .*one of the steps 10, 30"):
-            c.mark(**mark)
-    for mark in ({"best": 10}, {"value": 1.0}, {"best": 30, "value": float("nan")}):
+            c.mark(last=last, best=best, value=value)
+    for best, value in ((10, None), (None, 1.0), (30, float("nan"))):
         with pytest.raises(ValueError):
-            c.mark(**mark)
+            c.mark(best=best, value=value)
     assert (c.last, c.best) == (30, 10)
     for which in ("first", "-1", "1.0", "१"):
         with pytest.raises(UserError, match="choose last, best or a step"):

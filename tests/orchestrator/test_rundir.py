@@ -211,13 +211,13 @@ def test_metrics_and_spans(tmp_path: Path) -> None:
     run = make(tmp_path / "a")
     run.append_metrics([{"step": 0, "loss": 0.1}, {"step": 1, "name": "é\n"}])
     run.append_metrics([])
-    run.append_spans("block1", [Span("F", 3, 1, 10, 20, 5)])
+    run.append_spans("block1", [Span("F", 3, 1, started=10, ended=20, waited=5, blocked=2)])
     assert run.read_metrics() == [
         {"step": 0, "loss": 0.1},
         {"step": 1, "name": "é\n"},
     ]  # not closed
     span = {"actor": "block1", "kind": "F", "step": 3, "shard": 1}
-    span |= {"started": 10, "ended": 20, "waited": 5}
+    span |= {"started": 10, "ended": 20, "waited": 5, "blocked": 2}
     assert list(run.read_spans()) == [span]
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError):
@@ -275,7 +275,9 @@ def test_interrupted_append(tmp_path: Path) -> None:
 def _fill(path: Path) -> RunDirectory:
     run = make(path)
     run.append_metrics([{"step": s} for s in range(5)] + [{"note": "kept"}])
-    run.append_spans("block1", [Span("F", s, 0, 1, 2, 0) for s in range(5)])
+    run.append_spans(
+        "block1", [Span("F", s, 0, started=1, ended=2, waited=0, blocked=0) for s in range(5)]
+    )
     return run
 
 
