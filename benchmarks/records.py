@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from orchestrator.rundir import code_version
+from orchestrator.version import code_version
 
 RESULTS = Path(__file__).parent / "results"
 

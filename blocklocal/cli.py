@@ -19,8 +19,9 @@ from blocklocal.inference import evaluate_model, load_run
 from blocklocal.observers import Progress
 from blocklocal.training import Result, cluster, prepare, resume, train
 from learning.errors import UserError
-from orchestrator.checkpoints import export as export_state
+from orchestrator.engine import ActorLostError
 from orchestrator.rundir import RunDirectory
+from orchestrator.tensors import export as export_state
 from orchestrator.timeline import draw
 from orchestrator.trace import concurrency, idle_shares, read_spans, write_trace
 
@@ -198,6 +199,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, CycloptsError) as error:
         print(f"blocklocal: {error}", file=sys.stderr)
         return 2
+    except ActorLostError as error:
+        print(f"blocklocal: {error}; go on with --resume", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("blocklocal: interrupted; go on with --resume", file=sys.stderr)
         return 130

@@ -11,8 +11,8 @@ from learning.data import Batches, Dataset, load_dataset
 from learning.errors import UserError
 from learning.networks import build_network
 from learning.numerics import Numerics
-from orchestrator.checkpoints import model_state
 from orchestrator.rundir import RunDirectory
+from orchestrator.tensors import model_state
 
 
 def load_run(run: RunDirectory, checkpoint: str) -> tuple[RunConfig, Dataset, nn.Module]:

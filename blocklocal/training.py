@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,14 +23,15 @@ from learning.data import Batches, Dataset, load_dataset
 from learning.errors import UserError
 from learning.networks import build_network
 from learning.units import Unit, units_of
-from orchestrator.checkpoints import model_state
 from orchestrator.engine import RayEngine
 from orchestrator.events import Engine
 from orchestrator.inline import InlineEngine
 from orchestrator.placement import check_fit, even_cpus, free_resources
 from orchestrator.plan import Plan, make_plan
-from orchestrator.rundir import RunDirectory, code_version
+from orchestrator.rundir import RunDirectory
+from orchestrator.tensors import model_state
 from orchestrator.trainer import Observer, Schedule, Trainer
+from orchestrator.version import code_version
 from tuning.tracking import Tracker
 
 
@@ -102,6 +104,15 @@ def prepare(
             training.batch, *dataset.input_shape, dtype=next(iter(model.parameters())).dtype
         )
         plan = _plan(config, units, sample)
+    else:  # what actors reserve may change on resuming
+        cpus, gpus = _cpus(config, len(plan.blocks)), config.engine.resources.gpus
+        reserved = (b.model_copy(update={"cpus": cpus, "gpus": gpus}) for b in plan.blocks)
+        plan = Plan(blocks=tuple(reserved))
+    if plan.blocks[-1].output_shape != (dataset.classes,):
+        raise UserError(
+            f"the network gives an output of shape {plan.blocks[-1].output_shape} for "
+            f"{dataset.classes} classes: end it with {dataset.classes} scores or set data.classes"
+        )
     steps = training.steps or max(1, round(training.epochs * batches.steps_per_epoch))
     learner_settings = LearnerSettings(
         optimizer=config.optimizer,
@@ -135,12 +146,16 @@ def _cores() -> int:
     return max(1, torch.get_num_threads())
 
 
-def _plan(config: RunConfig, units: Sequence[Unit], sample: torch.Tensor) -> Plan:
-    resources = config.engine.resources
-    wanted = config.blocks.count
+def _cpus(config: RunConfig, blocks: int) -> float:
+    if config.engine.resources.cpus is not None:
+        return config.engine.resources.cpus
     nodes = free_resources() if ray.is_initialized() else [{"CPU": float(_cores())}]
-    cpus = resources.cpus or even_cpus(sum(n.get("CPU", 0.0) for n in nodes), wanted)
-    return make_plan(units, config.blocks, sample, cpus=cpus, gpus=resources.gpus)
+    return even_cpus(sum(n.get("CPU", 0.0) for n in nodes), blocks)
+
+
+def _plan(config: RunConfig, units: Sequence[Unit], sample: torch.Tensor) -> Plan:
+    cpus, gpus = _cpus(config, config.blocks.count), config.engine.resources.gpus
+    return make_plan(units, config.blocks, sample, cpus=cpus, gpus=gpus)
 
 
 @contextmanager
@@ -160,8 +175,9 @@ def cluster(config: RunConfig) -> Iterator[None]:
                 _node_ip_address="127.0.0.1",  # a laptop's run is nobody else's business
             )
         else:
+            _knock(address)
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, OverflowError) as error:
         raise UserError(
             f"cannot reach a Ray cluster at engine.address = {address!r} ({error}): start one or "
             "leave engine.address empty for a local one"
@@ -170,6 +186,13 @@ def cluster(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Fail within seconds where nobody answers: Ray would try for minutes and end the process."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
 def _engine(prepared: Prepared) -> Engine:
@@ -221,13 +244,17 @@ def _train(
     prepared: Prepared, run: RunDirectory, start: int, observers: Sequence[Observer]
 ) -> Result:
     config, plan = prepared.config, prepared.plan
-    tracker = Tracker(
-        config.tracking,
-        run.path.parent,
-        dotted(config),
-        _tags(prepared),
-        run.state.mlflow_run_id,
-    )
+    try:
+        tracker = Tracker(
+            config.tracking,
+            run.path.parent,
+            dotted(config),
+            _tags(prepared),
+            run.state.mlflow_run_id,
+        )
+    except BaseException as error:
+        run.update_state(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
+        raise
     if tracker.run_id is not None:
         run.update_state(mlflow_run_id=tracker.run_id)
     trainer = Trainer(

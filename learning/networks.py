@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -166,6 +167,13 @@ class CustomSettings(Settings):
             raise UserError(
                 f"network.factory = {self.factory!r} cannot be imported ({error}): give "
                 "package.module:function of a module on PYTHONPATH or in the current directory"
+            ) from error
+        try:
+            inspect.signature(factory).bind(**self.arguments)
+        except TypeError as error:
+            raise UserError(
+                f"network.factory = {self.factory!r} does not take network.arguments = "
+                f"{self.arguments} ({error}): give it the arguments that it has"
             ) from error
         return factory(**self.arguments)
 

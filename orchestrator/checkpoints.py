@@ -23,20 +23,15 @@ from torch import Tensor
 from learning.errors import UserError
 from learning.settings import Settings
 from orchestrator.files import (
-    ANOTHER_FILE,
     child,
-    create_file,
-    encode_tensors,
     read_sealed,
-    read_tensors,
     replace_file,
     sealed,
     sync_directory,
     temporary,
     write_file,
 )
-
-State = Mapping[str, Mapping[str, Tensor]]
+from orchestrator.tensors import State, encode_tensors, read_tensors
 
 _ENTRY = re.compile(r"(?:\.(new|old|trash)-)?step-(\d{8,})")
 
@@ -309,39 +304,6 @@ class Checkpoints:
     def _fix(self, step: int) -> str:
         others = [other for other in self.steps() if other != step]
         return f"restore it from a copy or {_choose(others)}"
-
-
-def model_state(state: State) -> dict[str, Tensor]:
-    """Merge the `model.*` tensors of all learners into a state_dict of the original module.
-
-    Raises:
-        UserError: when two learners hold a tensor of the same name.
-    """
-    merged: dict[str, Tensor] = {}
-    owner: dict[str, str] = {}
-    for learner, tensors in state.items():
-        for full_name, tensor in tensors.items():
-            kind, _, name = full_name.partition(".")
-            if kind != "model":
-                continue
-            if name in merged:
-                raise UserError(
-                    f"tensor {name} is in {owner[name]} and in {learner}: a tensor has one owner, "
-                    "so load a checkpoint of one run"
-                )
-            merged[name], owner[name] = tensor, learner
-    return merged
-
-
-def export(state: State, path: Path) -> None:
-    """Write the model's tensors to one plain safetensors file.
-
-    Raises:
-        UserError: when the file exists or its directory does not.
-    """
-    if os.path.lexists(path):  # before encoding, which takes a while
-        raise UserError(f"{path} exists: {ANOTHER_FILE}")
-    create_file(path, encode_tensors(model_state(state)))
 
 
 def _file(learner: str) -> str:

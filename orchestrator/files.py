@@ -1,4 +1,4 @@
-"""Files that survive a crash: atomic writes, JSON and tensors that notice damage, safe names.
+"""Files that survive a crash: atomic writes, JSON that notices damage, safe names.
 
 All writing goes through `os`, not through buffered streams: once `write_all` has returned, a
 killed process loses nothing.
@@ -10,21 +10,15 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from io import FileIO
 from pathlib import Path
 from typing import Any
-
-import safetensors.torch
-from safetensors import SafetensorError
-from torch import Tensor
 
 from learning.errors import UserError
 
 FORMAT = 1  # of every sealed file; a reader refuses any other
 ANOTHER_FILE = "delete it or choose another file to write to"
-CHUNK = 1 << 20  # bytes of lines that are read or written at once
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -161,89 +155,6 @@ def read_sealed(path: Path, fix: str) -> dict[str, Any]:
         raise UserError(f"{path} is damaged (its content does not have its checksum): {fix}")
     del data["format"]
     return data
-
-
-def open_lines(path: Path) -> FileIO:
-    """Open a file of lines; removes an unfinished last line, onto which the next would be glued."""
-    file = FileIO(path, "a+")
-    end = keep = os.fstat(file.fileno()).st_size
-    while end:
-        start = max(0, end - CHUNK)
-        newline = os.pread(file.fileno(), end - start, start).rfind(b"\n")
-        keep = start + newline + 1
-        if newline >= 0:
-            break
-        end = start
-    os.ftruncate(file.fileno(), keep)
-    return file
-
-
-def read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Every finished line of a file, raw and parsed."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    return
-                try:
-                    record = json.loads(line)
-                    if not isinstance(record, dict) or not isinstance(record.get("step", 0), int):
-                        raise ValueError("not a record")
-                except ValueError as error:
-                    raise UserError(
-                        f"{path} is damaged in line {number} ({error}): delete that line or "
-                        "restore the file from a copy"
-                    ) from error
-                yield line, record
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): restore it from a copy") from error
-
-
-def joined(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Join lines into pieces worth a system call."""
-    held: list[bytes] = []
-    size = 0
-    for line in lines:
-        held.append(line)
-        size += len(line)
-        if size >= CHUNK:
-            yield b"".join(held)
-            held, size = [], 0
-    yield b"".join(held)
-
-
-def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """Encode tensors as safetensors, which refuses strides and memory that tensors share."""
-    plain: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        memory = tensor.untyped_storage().data_ptr()
-        if memory in seen:
-            tensor = tensor.clone()
-        seen.add(memory)
-        plain[name] = tensor
-    return safetensors.torch.save(plain, metadata={"format": "pt"})  # as Hugging Face expects
-
-
-def read_tensors(path: Path, size: int, sha256: str, fix: str) -> dict[str, Tensor]:
-    """Read what `encode_tensors` encoded, verifying size and checksum.
-
-    Raises:
-        UserError: for a file that is missing, damaged or foreign.
-    """
-    try:
-        data = path.read_bytes()  # no memory mapping: the bytes verified are the bytes parsed
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): {fix}") from error
-    if len(data) != size:
-        raise UserError(f"{path} has {len(data)} bytes and should have {size}: {fix}")
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise UserError(f"{path} is damaged (its sha256 is not the manifest's): {fix}")
-    try:
-        return safetensors.torch.load(data)
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file ({error}): {fix}") from error
 
 
 def _checksum(data: Mapping[str, Any]) -> str:

@@ -179,6 +179,8 @@ def _draw_bars(
         looks[span.actor, colour, style.hatch].append((start, length))
         if span.waited > 0:
             waits[span.actor].append(((span.started - first) / scale, span.waited / scale))
+        if span.blocked > 0:
+            waits[span.actor].append(((span.worked_to - first) / scale, span.blocked / scale))
         _write(axes, span, start, length, rows[span.actor], colour)
     for actor, bars in waits.items():
         axes.broken_barh(bars, (rows[actor] - 0.04, 0.08), facecolor=_WAIT, linewidth=0)

@@ -22,6 +22,7 @@ class ActorSpan(NamedTuple):
     Attributes:
         started, ended: Unix times in nanoseconds.
         waited: nanoseconds at the beginning of the operation spent waiting for its message.
+        blocked: nanoseconds at its end spent waiting for room at the next block.
     """
 
     actor: str
@@ -31,6 +32,7 @@ class ActorSpan(NamedTuple):
     started: int
     ended: int
     waited: int
+    blocked: int = 0
 
     @property
     def worked_from(self) -> int:
@@ -39,9 +41,14 @@ class ActorSpan(NamedTuple):
         return min(self.started + self.waited, self.ended)
 
     @property
+    def worked_to(self) -> int:
+        """Unix time in nanoseconds at which the work was done."""
+        return max(self.ended - self.blocked, self.worked_from)
+
+    @property
     def worked(self) -> int:
-        """Nanoseconds of work: without the wait, and 0 if the wall clock was set back."""
-        return max(self.ended - self.worked_from, 0)
+        """Nanoseconds of work: without the waits, and 0 if the wall clock was set back."""
+        return max(self.worked_to - self.worked_from, 0)
 
 
 class Concurrency(NamedTuple):
@@ -124,7 +131,7 @@ def idle_shares(spans: Sequence[ActorSpan]) -> dict[str, float]:
 
     Returns:
         actor -> share (0 to 1) of the time from the first to the last span of the run, of all
-        actors; waiting for a message is not work.
+        actors; waiting for a message, or for room at the next block, is not work.
     """
     worked = dict.fromkeys(actors_of(spans), 0)
     for span in spans:
@@ -138,7 +145,7 @@ def concurrency(spans: Sequence[ActorSpan]) -> Concurrency:
     work = [span for span in spans if block_of(span.actor) is not None and span.worked > 0]
     # Ends come first: a span that ends when another starts has no instant in common with it.
     events = sorted(
-        [(span.ended, 0, at) for at, span in enumerate(work)]
+        [(span.worked_to, 0, at) for at, span in enumerate(work)]
         + [(span.worked_from, 1, at) for at, span in enumerate(work)]
     )
     active: dict[int, ActorSpan] = {}

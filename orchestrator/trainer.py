@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ import torch
 
 from actors.operations import Span
 from learning.data import Batches
-from learning.errors import UserError
+from learning.errors import NonFiniteLossError, UserError
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.events import Engine, Evaluated, Metrics, SnapshotTaken, StepDone, Worked
 from orchestrator.program import Calendar
@@ -87,6 +88,7 @@ class Trainer:
                     for observer in self.observers:
                         observer.stepped(event.step, event.metrics)
                 case Evaluated():
+                    _check_losses(event)
                     self._record(event.step, event.split, event.metrics)
                     if event.split == "validation":
                         self._validated[event.step] = event.metrics[self.last_block]["accuracy"]
@@ -107,10 +109,11 @@ class Trainer:
         self.checkpoints.save(
             finished, event.state, plan_hash=self.plan_hash, rule=self.rule, metrics=metrics
         )
-        self.checkpoints.mark(last=finished)
         best = self.checkpoints.best_value
         if value is not None and (best is None or value > best):
-            self.checkpoints.mark(best=finished, value=value)
+            self.checkpoints.mark(last=finished, best=finished, value=value)
+        else:
+            self.checkpoints.mark(last=finished)
         self.checkpoints.prune()
         self.run.update_state(steps=finished)
 
@@ -124,3 +127,10 @@ def _check_finite(event: SnapshotTaken) -> None:
                     f"{name} of {learner} is not finite after step {event.step}: training stopped "
                     "and the last checkpoint is kept; lower optimizer.lr or set optimizer.clip"
                 )
+
+
+def _check_losses(event: Evaluated) -> None:
+    """An update may end in infinite weights, which an evaluation sees before the next step."""
+    for name, values in event.metrics.items():
+        if not math.isfinite(values["loss"]):
+            raise NonFiniteLossError(int(name.removeprefix("block")), event.step, values["loss"])

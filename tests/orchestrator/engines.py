@@ -49,7 +49,7 @@ def images() -> Dataset:
     """160 noisy images of 2 x 6 x 6 in four classes; 16 of them for validation, 20 for tests."""
     random = np.random.default_rng(0)
     labels = random.integers(4, size=180)
-    x = random.normal(size=(180, 2, 6, 6)) + random.normal(size=(4, 2, 6, 6))[labels]
+    x = random.normal(size=(180, 2, 6, 6)) + 2 * random.normal(size=(4, 2, 6, 6))[labels]
     return arrays_dataset(x[:160], labels[:160], x[160:], labels[160:], classes=4)
 
 

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learning.errors import UserError
-from orchestrator.checkpoints import Checkpoints, export, model_state
+from orchestrator.checkpoints import Checkpoints
 from orchestrator.files import child, sealed
+from orchestrator.tensors import export, model_state
 
 State = dict[str, dict[str, Tensor]]
 

@@ -1,0 +1,214 @@
+"""Runs the programs of all actors in one thread, with windows, in any order that they allow.
+
+The executors are the real ones. Learners are stand-ins that check what reaches them; mailboxes
+and channels raise `Blocked` where the real ones wait. A blocked operation is tried again later:
+what it had taken stays taken and what it had sent stays sent, as if it had waited.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from actors.execution import (
+    BLOCK,
+    FEEDBACK,
+    NEXT,
+    PREVIOUS,
+    BlockExecutor,
+    Executor,
+    FeedbackExecutor,
+    SourceExecutor,
+)
+from actors.mailbox import Mailbox
+from actors.operations import Key, Kind, Operation
+from learning.build import Program
+from learning.feedback import table_step
+from learning.messages import Message
+from orchestrator.program import Calendar, block_program, feedback_program, source_program
+from tests.orchestrator.standins import FakeBlock, FakeFeedback, FakeSource
+
+
+class Blocked(Exception):  # noqa: N818
+    """The operation would wait now."""
+
+
+class Box(Mailbox):
+    """A mailbox that refuses instead of waiting, and remembers what this operation took."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[Key, Message] = {}
+        self.received: Counter[Key] = Counter()
+        self.most: Counter[str] = Counter()
+        self._count: Counter[str] = Counter()
+
+    def put(self, key: Key, message: Message) -> None:
+        super().put(key, message)
+        self._count[key.what] += 1
+        self.most[key.what] = max(self.most[key.what], self._count[key.what])
+
+    def take(self, key: Key) -> Message:
+        if key not in self.held:
+            if key not in self._messages:
+                raise Blocked(key)
+            self.held[key] = super().take(key)
+            self._count[key.what] -= 1
+            self.received[key] += 1
+        return self.held[key]
+
+    def waiting(self) -> set[Key]:
+        """What is here and not taken."""
+        return set(self._messages)
+
+
+class Pipe:
+    """A channel into another actor's mailbox, with the window of `ObjectStoreChannel`."""
+
+    blocked_ns = 0
+
+    def __init__(self, receiver: Box, window: int | None) -> None:
+        self.receiver, self.window = receiver, window
+        self.sent: Counter[Key] = Counter()
+        self.most = 0
+        self.done: set[Key] = set()
+        self._under_way: deque[Key] = deque()
+        self._here: set[Key] = set()
+
+    def send(self, key: Key, message: Message) -> int:
+        if key in self.done:
+            return 0
+        if self.window is not None:
+            if len(self._under_way) >= self.window:
+                if self._under_way[0] in self.receiver.waiting():
+                    raise Blocked(key)
+                self._under_way.popleft()
+            self._under_way.append(key)
+        self.done.add(key)
+        self.sent[key] += 1
+        self.receiver.put(key, message)
+        self._here = (self._here | {key}) & self.receiver.waiting()
+        self.most = max(self.most, len(self._here))
+        return 0
+
+
+class Actor:
+    """An executor, its program and how far it is."""
+
+    def __init__(self, name: str, executor: Executor, operations: Sequence[Operation]) -> None:
+        self.name, self.executor, self.operations = name, executor, operations
+        self.box = cast(Box, executor.mailbox)
+        self.position = 0
+
+    def finished(self) -> bool:
+        return self.position == len(self.operations)
+
+    def try_one(self) -> bool:
+        """Run the next operation; False when it must wait."""
+        try:
+            self.executor.execute(self.operations[self.position])
+        except Blocked:
+            return False
+        self.position += 1
+        self.box.held.clear()
+        for pipe in self.executor.channels.values():
+            cast(Pipe, pipe).done.clear()
+        return True
+
+
+class Simulation:
+    """All actors of a program, wired as `RayEngine` wires them."""
+
+    def __init__(
+        self, program: Program, steps: int, calendar: Calendar, window: int, mixing: int = 0
+    ) -> None:
+        self.program, self.steps, self.window = program, steps, window
+        self.blocks = [FakeBlock(program, k, mixing) for k in range(1, program.blocks + 1)]
+        modules = range(1, program.feedback_modules + 1)
+        self.feedback = [FakeFeedback(program, k) for k in modules]
+        span, delay = range(steps), program.feedback_delay
+        source = SourceExecutor(cast(Any, FakeSource()), 1, Box(), 1)
+        self.source = Actor("source", source, source_program(program, calendar, span))
+        self.block_actors = [
+            Actor(
+                f"block{b.index}",
+                BlockExecutor(cast(Any, b), delay, Box(), 1),
+                block_program(program, b.index, calendar, span),
+            )
+            for b in self.blocks
+        ]
+        self.feedback_actors = [
+            Actor(
+                f"feedback{k}",
+                FeedbackExecutor(cast(Any, f), top=f.top, mailbox=Box(), threads=1),
+                feedback_program(program, calendar, span),
+            )
+            for k, f in zip(modules, self.feedback, strict=True)
+        ]
+        self.actors = [self.source, *self.block_actors, *self.feedback_actors]
+        self._connect(window * program.settings.shards)
+
+    def _connect(self, messages: int) -> None:
+        blocks, feedback = self.block_actors, self.feedback_actors
+        self.source.executor.channels = {NEXT: Pipe(blocks[0].box, messages)}
+        for i, block in enumerate(blocks):
+            channels = {}
+            if i + 1 < len(blocks):
+                channels[NEXT] = Pipe(blocks[i + 1].box, messages)
+            if i > 0:
+                channels[PREVIOUS] = Pipe(blocks[i - 1].box, None)
+            if i < len(feedback):
+                channels[FEEDBACK] = Pipe(feedback[i].box, None)
+            block.executor.channels = channels
+        for i, module in enumerate(feedback):
+            channels = {BLOCK: Pipe(blocks[i].box, None)}
+            if i > 0 and self.program.feedback_chain:
+                channels[PREVIOUS] = Pipe(feedback[i - 1].box, None)
+            module.executor.channels = channels
+
+    def pipes(self) -> dict[tuple[str, str], Pipe]:
+        """All channels by sender and name."""
+        return {
+            (actor.name, name): cast(Pipe, pipe)
+            for actor in self.actors
+            for name, pipe in actor.executor.channels.items()
+        }
+
+    def run(
+        self,
+        seed: int = 0,
+        prefer: Callable[[Actor], float] | None = None,
+        watch: Callable[[Simulation], None] | None = None,
+    ) -> None:
+        """Run all programs to their ends, always one operation of a random (or preferred) actor.
+
+        Raises:
+            AssertionError: when nobody can go on: a deadlock.
+        """
+        draw = random.Random(seed)
+        while unfinished := [actor for actor in self.actors if not actor.finished()]:
+            draw.shuffle(unfinished)
+            if prefer is not None:
+                unfinished.sort(key=prefer, reverse=True)
+            if not any(actor.try_one() for actor in unfinished):
+                stuck = {a.name: a.operations[a.position] for a in unfinished}
+                raise AssertionError(f"deadlock: {stuck}")
+            if watch is not None:
+                watch(self)
+
+    def unused_tables(self) -> set[Key]:
+        """The tables that a delay leaves for later steps."""
+        used = table_step(self.steps - 1, self.program.feedback_delay)
+        return {Key("table", step) for step in range(used + 1, self.steps)}
+
+
+def kinds(operations: Sequence[Operation]) -> str:
+    """A program as text: `F0 L0 F1 L1 U`."""
+    bare = (Kind.UPDATE, Kind.FEEDBACK_UPDATE, Kind.TABLE, Kind.SNAPSHOT, Kind.TALLY)
+    words = []
+    for op in operations:
+        mark = op.kind.value if op.kind is not Kind.BATCH else "X"
+        words.append(mark if op.kind in bare else f"{mark}{op.shard}")
+    return " ".join(words)
