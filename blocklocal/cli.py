@@ -28,7 +28,10 @@ from orchestrator.trace import concurrency, idle_shares, read_spans, write_trace
 app = App(name="blocklocal", help="Train networks as blocks that learn from local losses.")
 console = Console()
 
-Overrides = Annotated[str, Parameter(help="settings as dotted.key=value")]
+
+def _say(text: str) -> None:
+    """Print as it is: rich would fold long lines and take square brackets for markup."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _configuration(words: tuple[str, ...]) -> RunConfig:
@@ -53,8 +56,7 @@ def train_command(
     with cluster(config):
         prepared = prepare(config)
         if dry_run:
-            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            console.print(text, highlight=False, markup=False)
+            _say(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         console.print(prepared.plan.table())
         if dry_run:
             return
@@ -70,7 +72,7 @@ def _resume(path: Path, words: tuple[str, ...]) -> None:
     with cluster(config):
         prepared = prepare(config, plan=run.plan)
         start = run.checkpoints.last or 0
-        console.print(f"resuming {path} at step {start} of {prepared.schedule.steps}")
+        _say(f"resuming {path} at step {start} of {prepared.schedule.steps}")
         with Progress(console, start, prepared.schedule.steps) as progress:
             result = resume(prepared, run, [progress])
     _closing(result, progress)
@@ -93,7 +95,7 @@ def check_resumable(old: RunConfig, new: RunConfig) -> None:
 
 
 def _closing(result: Result, progress: Progress) -> None:
-    table = Table(title=f"{result.directory}")
+    table = Table()
     table.add_column("block")
     splits = sorted({name.split("/")[0] for name in result.metrics}, reverse=True)
     for split in splits:
@@ -111,7 +113,8 @@ def _closing(result: Result, progress: Progress) -> None:
             ]
         table.add_row(name, *cells)
     console.print(table)
-    console.print(f"{progress.rate():.1f} steps/s", highlight=False)
+    _say(f"run directory: {result.directory}")
+    _say(f"{progress.rate():.1f} steps/s")
 
 
 @app.command(name="eval")
@@ -125,7 +128,7 @@ def eval_command(
     directory = RunDirectory.open(run)
     config, dataset, model = load_run(directory, checkpoint)
     loss, accuracy = evaluate_model(model, dataset, split, config)
-    console.print(f"{split} accuracy {accuracy:.4%}  loss {loss:.6f}", highlight=False)
+    _say(f"{split} accuracy {accuracy:.4%}  loss {loss:.6f}")
 
 
 @app.command(name="export")
@@ -134,7 +137,7 @@ def export_command(run: Path, output: Path, *, checkpoint: str = "best") -> None
     directory = RunDirectory.open(run)
     step = directory.checkpoints.resolve(checkpoint)
     export_state(directory.checkpoints.load(step).state, output)
-    console.print(f"wrote {output} (step {step})", highlight=False)
+    _say(f"wrote {output} (step {step})")
 
 
 @app.command(name="plan")
@@ -164,10 +167,10 @@ def timeline_command(run: Path) -> None:
     write_trace(spans, directory.path / "trace.json")
     draw(spans, directory.path / "timeline.png")
     together = concurrency(spans)
-    console.print(f"wrote {directory.path / 'trace.json'} and timeline.png", highlight=False)
+    _say(f"wrote {directory.path / 'trace.json'} and timeline.png")
     for actor, idle in idle_shares(spans).items():
-        console.print(f"  {actor}: idle {idle:.0%}", highlight=False)
-    console.print(f"  {together}", highlight=False)
+        _say(f"  {actor}: idle {idle:.0%}")
+    _say(f"  {together}")
 
 
 @app.command(name="doctor")

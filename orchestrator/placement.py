@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import ray
@@ -14,6 +15,7 @@ from learning.settings import Settings
 from orchestrator.plan import Plan
 
 CREATION_SECONDS = 60.0
+RETURN_SECONDS = 10.0
 
 
 class ResourceSettings(Settings):
@@ -93,9 +95,19 @@ class Placement:
         }
 
     def remove(self) -> None:
-        """Give the resources back; actors in the groups end."""
+        """Give the resources back; actors in the groups end.
+
+        Returns when the cluster counts them as free: it takes a while, and whoever plans or
+        starts the next run at once would find no room.
+        """
         for group in self._groups.values():
             remove_placement_group(group)
+        gone = tuple(group.id.hex() for group in self._groups.values())
+        deadline = time.monotonic() + RETURN_SECONDS
+        while time.monotonic() < deadline:
+            if not any(name.endswith(gone) for name in ray.available_resources()):
+                break
+            time.sleep(0.02)
 
 
 def free_resources() -> list[dict[str, float]]:

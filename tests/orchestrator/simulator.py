@@ -24,11 +24,24 @@ from actors.execution import (
 )
 from actors.mailbox import Mailbox
 from actors.operations import Key, Kind, Operation
+from learning.block import LearnerSettings
 from learning.build import Program
 from learning.feedback import table_step
 from learning.messages import Message
+from learning.rules import Rule
+from learning.settings import ConstantSchedule, PrecisionSettings, SGDSettings
 from orchestrator.program import Calendar, block_program, feedback_program, source_program
 from tests.orchestrator.standins import FakeBlock, FakeFeedback, FakeSource
+
+NOTHING = Calendar()
+
+
+def program(rule: Rule, blocks: int, shards: int) -> Program:
+    """A rule with settings that matter to nobody here."""
+    learner = LearnerSettings(
+        SGDSettings(), ConstantSchedule(), PrecisionSettings(), 0, 12 * shards, shards, 10
+    )
+    return Program(rule, learner, ((4,),) * blocks, 3)
 
 
 class Blocked(Exception):  # noqa: N818

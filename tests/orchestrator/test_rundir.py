@@ -16,7 +16,8 @@ import pytest
 
 from actors.operations import Span
 from learning.errors import UserError
-from orchestrator import files, lines
+from orchestrator import files
+from orchestrator import lines as line_files
 from orchestrator.plan import BlockPlan, Plan
 from orchestrator.rundir import RunDirectory, RunState
 from orchestrator.version import code_version
@@ -240,7 +241,7 @@ def test_a_torn_last_line_is_ignored_and_not_appended_to(tmp_path: Path, chunk: 
         (run.path / "metrics.jsonl").write_bytes(lines[:i])
         whole = lines[:i].count(b"\n")
         assert run.read_metrics() == [{"step": s} for s in range(whole)]
-        with mock.patch.object(lines, "CHUNK", chunk):
+        with mock.patch.object(line_files, "CHUNK", chunk):
             run.append_metrics([{"step": 9}])
         assert run.read_metrics() == [*({"step": s} for s in range(whole)), {"step": 9}]
         run.close()
@@ -287,7 +288,7 @@ def test_rewind(tmp_path: Path, chunk: int) -> None:
     run = _fill(tmp_path / "a")
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1')
-    with mock.patch.object(lines, "CHUNK", chunk):
+    with mock.patch.object(line_files, "CHUNK", chunk):
         run.rewind(3)
     assert run.read_metrics() == [{"step": 0}, {"step": 1}, {"step": 2}, {"note": "kept"}]
     assert [s["step"] for s in run.read_spans()] == [0, 1, 2]

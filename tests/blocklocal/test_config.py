@@ -1,0 +1,271 @@
+"""YAML files, `dotted.key=value` words, and what is said about wrong ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from blocklocal.config import RunConfig, dotted, known_keys, load_config, make_config
+from learning.errors import UserError
+from learning.networks import MLPSettings
+from learning.rules import BLL, Backprop, Local
+from learning.settings import AdamWSettings, SGDSettings
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+
+
+def _file(directory: Path, text: str) -> Path:
+    path = directory / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults() -> None:
+    config = load_config(None)
+    assert config == RunConfig()
+    assert isinstance(config.rule, Local) and isinstance(config.optimizer, AdamWSettings)
+
+
+def test_words_overlay_the_file(tmp_path: Path) -> None:
+    path = _file(tmp_path, "training: {batch: 64, seed: 5}\nrun: {name: a}\n")
+    config = load_config(path, ["training.batch=32", "run.name=b"])
+    assert (config.training.batch, config.training.seed, config.run.name) == (32, 5, "b")
+
+
+def test_the_last_word_wins() -> None:
+    assert load_config(None, ["training.seed=1", "training.seed=2"]).training.seed == 2
+
+
+def test_a_base_is_overlaid_and_kept() -> None:
+    base = RunConfig().model_dump(mode="json")
+    assert load_config(None, ["engine.window=7"], base=base).engine.window == 7
+    assert base == RunConfig().model_dump(mode="json")
+
+
+def test_a_section_in_part_keeps_the_default_kind() -> None:
+    config = load_config(None, ["network.widths=[8, 4]", "optimizer.lr=0.5"])
+    assert config.network == MLPSettings(widths=(8, 4))
+    assert config.optimizer == AdamWSettings(lr=0.5)
+
+
+def test_another_kind_drops_the_old_settings(tmp_path: Path) -> None:
+    path = _file(tmp_path, "optimizer: {kind: adamw, lr: 0.5, betas: [0.8, 0.9]}\n")
+    assert load_config(path, ["optimizer.kind=sgd"]).optimizer == SGDSettings()
+    assert load_config(path, ["optimizer={kind: sgd, lr: 2}"]).optimizer == SGDSettings(lr=2)
+
+
+def test_the_same_kind_keeps_the_settings(tmp_path: Path) -> None:
+    path = _file(tmp_path, "optimizer: {kind: adamw, lr: 0.5}\n")
+    assert load_config(path, ["optimizer.kind=adamw"]).optimizer == AdamWSettings(lr=0.5)
+
+
+def test_a_kind_inside_a_rule_is_replaced_whole(tmp_path: Path) -> None:
+    optimizer = "rule: {kind: bll, feedback: {optimizer: {kind: adamw, betas: [0.8, 0.9]}}}\n"
+    rule = load_config(_file(tmp_path, optimizer), ["rule.feedback.optimizer.kind=sgd"]).rule
+    assert isinstance(rule, BLL) and rule.feedback.optimizer == SGDSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "kept"),
+    [
+        ("engine: {kind: ray, window: 9}", "engine.kind=sequential", ("engine.window", 9)),
+        (
+            "rule: {kind: bll, latent: {kind: gaussian, grid: 7}}",
+            "rule.latent.kind=bernoulli",
+            ("rule.latent.grid", 7),
+        ),
+        (
+            "rule: {kind: local, head: {kind: linear, width: 9}}",
+            "rule.head.kind=conv",
+            ("rule.head.width", 9),
+        ),
+    ],
+)
+def test_a_kind_of_one_model_only_keeps_the_other_settings(
+    tmp_path: Path, text: str, word: str, kept: tuple[str, int]
+) -> None:
+    flat = dotted(load_config(_file(tmp_path, text), [word]))
+    assert flat[kept[0]] == kept[1]
+    assert flat[word.partition("=")[0]] == word.partition("=")[2]
+
+
+def test_lists_nulls_and_exponents() -> None:
+    words = ["blocks.at=[layer2, layer3]", "optimizer.lr=[1e-3, 2E-2, 0.1]", "training.steps=null"]
+    config = load_config(None, words)
+    assert config.blocks.at == ("layer2", "layer3") and config.blocks.count == 3
+    assert config.optimizer.lr == (0.001, 0.02, 0.1)
+    assert config.training.steps is None
+    assert load_config(None, ["optimizer.lr=1e-3"]).optimizer.lr == 0.001
+
+
+def test_a_value_may_hold_equal_signs() -> None:
+    uri = "http://host/?a=b"
+    assert load_config(None, [f"tracking.uri={uri}"]).tracking.uri == uri
+
+
+def test_arguments_of_a_custom_network_are_free() -> None:
+    words = ["network.kind=custom", "network.factory=a.b:c", "network.arguments.deep.er=[1, x]"]
+    assert dotted(load_config(None, words).network)["arguments.deep.er"] == [1, "x"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainng.batch=3"], "unknown setting trainng: did you mean training?"),
+        (
+            ["training.bach=3"],
+            "unknown setting training.bach: did you mean training.batch?",
+        ),
+        (
+            ["rule.kind=bll", "rule.latnt.grid=3"],
+            "unknown setting rule.latnt: did you mean rule.latent?",
+        ),
+        (["qqqq=3"], "unknown setting qqqq: see docs/configuration.md for all keys"),
+        (
+            ["network.kind=resnet", "network.activation=relu"],
+            "network.kind = resnet has no setting activation: leave network.activation out or "
+            "choose another network.kind",
+        ),
+        (
+            ["training.batch=x"],
+            "training.batch = 'x' is not possible: input should be a valid integer, unable to "
+            "parse string as an integer",
+        ),
+        (
+            ["optimizer.lr=-1"],
+            "optimizer.lr = -1 is not possible: input should be greater than or equal to 0 or "
+            "input should be a valid tuple",
+        ),
+        (
+            ["training.epochs=.inf"],
+            "training.epochs = inf is not possible: input should be a finite number",
+        ),
+        (
+            ["network.widths=[8, 0]"],
+            "network.widths.1 = 0 is not possible: input should be greater than or equal to 1",
+        ),
+        (
+            ["optimizer.momentum=1", "optimizer.kind=sgd"],
+            "optimizer.momentum = 1 is not possible: input should be less than 1",
+        ),
+        (["rule.kind=magic"], "rule.kind = 'magic' is unknown: use one of"),
+        (["data.kind=arrays"], "data.path is missing: set data.path=..."),
+        (
+            ["rule.kind=bll", "rule.feedback.optimizer.lr=1"],
+            "rule.feedback.optimizer.kind is missing: set rule.feedback.optimizer.kind=...",
+        ),
+        (["training=5"], "training = 5 is not possible: input should be a valid dictionary"),
+        (
+            ["training.batch=10", "training.shards=4"],
+            "training.batch = 10 is not a multiple of training.shards = 4: change one of them",
+        ),
+        (["training.batch"], "'training.batch' is not a setting: write dotted.key=value"),
+        (["=3"], "'=3' is not a setting: write dotted.key=value"),
+        (["run.name=[a"], "the value of 'run.name=[a' is not valid YAML: quote it"),
+        (["run.name=../up"], "run.name = '../up' is not possible: string should match pattern"),
+    ],
+)
+def test_every_mistake_has_one_sentence(words: list[str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, words)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("training: {batch: [", r"run\.yaml is not valid YAML \(.*\): mend the file$"),
+        ("- training", r"run\.yaml holds list, not settings: write key: value$"),
+        ("", r"run\.yaml holds NoneType, not settings: write key: value$"),
+    ],
+)
+def test_every_bad_file_has_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(_file(tmp_path, text))
+    assert re.search(said, str(caught.value)) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"is not valid YAML \(.*\): mend the file"):
+        load_config(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*no\.yaml \(No such file or directory\)"):
+        load_config(tmp_path / "no.yaml")
+
+
+def _words(config: RunConfig) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in dotted(config).items()]
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        {"rule": {"kind": "bll", "latent": {"kind": "categorical", "states": 8}}},
+        {"rule": {"kind": "bll", "feedback": {"optimizer": {"kind": "sgd", "lr": [1e-7, 2]}}}},
+        {"rule": {"kind": "backprop", "order": "gpipe"}, "optimizer": {"kind": "sgd", "clip": 1}},
+        {"network": {"kind": "resnet", "depths": [1, 2, 3, 4]}, "blocks": {"at": ["layer2.0"]}},
+        {"network": {"kind": "custom", "factory": "a:b", "arguments": {}}},
+        {"network": {"kind": "custom", "factory": "a:b", "arguments": {"n": {"m": [1, None]}}}},
+        {"data": {"kind": "parquet", "train": "a b.parquet", "test": "~/é #.parquet"}},
+        {"data": {"kind": "arrays", "path": "null", "augment": {"flip": True}}},
+        {"run": {"name": "1e5", "directory": "true"}, "schedule": {"kind": "cosine"}},
+    ],
+)
+def test_dotted_keys_make_the_same_configuration(tree: dict[str, object]) -> None:
+    config = make_config(tree)
+    assert load_config(None, _words(config)) == config
+
+
+@given(
+    lr=st.floats(0, allow_infinity=False),
+    rates=st.none() | st.lists(st.floats(0, 1e300), min_size=1, max_size=4),
+    experiment=st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), min_size=1),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_dotted_keys_keep_any_value(
+    lr: float, rates: list[float] | None, experiment: str, seed: int
+) -> None:
+    config = make_config(
+        {
+            "optimizer": {"lr": lr if rates is None else rates},
+            "tracking": {"experiment": experiment[:500], "run_name": experiment},
+            "training": {"seed": seed},
+        }
+    )
+    assert load_config(None, _words(config)) == config
+
+
+def test_all_keys_are_known() -> None:
+    keys = set(known_keys())
+    for rule in ("backprop", "local", "bll"):
+        assert set(dotted(make_config({"rule": {"kind": rule}}))) <= keys
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_valid(path: Path) -> None:
+    assert make_config(load_config(path).model_dump(mode="json")) == load_config(path)
+
+
+def test_there_are_examples() -> None:
+    assert "digits.yaml" in [path.name for path in EXAMPLES]
+
+
+def test_a_configuration_is_frozen() -> None:
+    config = make_config({"rule": {"kind": "backprop"}})
+    assert isinstance(config.rule, Backprop)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.rule = Local()  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.training.batch = 3  # pyright: ignore[reportAttributeAccessIssue]
