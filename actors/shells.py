@@ -48,12 +48,17 @@ class _Shell:
             self._executor.mailbox.wait_taken(key)
 
     @ray.method
-    def connect(self, channels: Mapping[str, tuple[Any, int | None]]) -> None:
-        """Set this actor's channels: name to (receiving actor, window)."""
+    def connect(self, channels: Mapping[str, tuple[Any, int | None]]) -> str | None:
+        """Set this actor's channels: name to (receiving actor, window).
+
+        Returns:
+            The id of this actor, as Ray's errors give it.
+        """
         self._executor.channels = {
             name: ObjectStoreChannel(receiver, window)
             for name, (receiver, window) in channels.items()
         }
+        return ray.get_runtime_context().get_actor_id()
 
     @ray.method
     def run(self, operations: Sequence[Operation]) -> Report:

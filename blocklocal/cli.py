@@ -170,7 +170,10 @@ def timeline_command(run: Path) -> None:
     _say(f"wrote {directory.path / 'trace.json'} and timeline.png")
     for actor, idle in idle_shares(spans).items():
         _say(f"  {actor}: idle {idle:.0%}")
-    _say(f"  {together}")
+    _say(
+        f"  two or more blocks at work {together.share:.0%} of the time, "
+        f"up to {together.steps_apart} steps apart"
+    )
 
 
 @app.command(name="doctor")

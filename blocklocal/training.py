@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ from orchestrator.inline import InlineEngine
 from orchestrator.placement import check_fit, even_cpus, free_resources
 from orchestrator.plan import Plan, make_plan
 from orchestrator.rundir import RunDirectory
-from orchestrator.tensors import model_state
+from orchestrator.tensors import State, export, model_state
 from orchestrator.trainer import Observer, Schedule, Trainer
 from orchestrator.version import code_version
 from tuning.tracking import Tracker
@@ -129,7 +131,7 @@ def prepare(
     every = training.evaluate_every or batches.steps_per_epoch
     threads = config.engine.resources.threads or max(1, _cores() // len(plan.blocks))
     return Prepared(
-        config,
+        _with_threads(config, threads),
         dataset,
         model,
         units,
@@ -143,7 +145,15 @@ def prepare(
 
 
 def _cores() -> int:
-    return max(1, torch.get_num_threads())
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _with_threads(config: RunConfig, threads: int) -> RunConfig:
+    """Fix the number of threads: results depend on it, and a resume may see another machine."""
+    resources = config.engine.resources.model_copy(update={"threads": threads})
+    engine = config.engine.model_copy(update={"resources": resources})
+    return config.model_copy(update={"engine": engine})
 
 
 def _cpus(config: RunConfig, blocks: int) -> float:
@@ -276,9 +286,10 @@ def _train(
                 trainer.train(engine, range(start, steps), calendar)
             finally:
                 engine.close()
-        prepared.model.load_state_dict(model_state(run.checkpoints.load(steps).state))
+        state = run.checkpoints.load(steps).state
+        prepared.model.load_state_dict(model_state(state))
         run.update_state(status="finished")
-        _log_model(tracker, run, prepared.model)
+        _log_model(tracker, run, state)
         tracker.end("FINISHED")
     except BaseException as error:
         run.update_state(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
@@ -297,11 +308,12 @@ def _tags(prepared: Prepared) -> dict[str, str]:
     }
 
 
-def _log_model(tracker: Tracker, run: RunDirectory, model: nn.Module) -> None:
+def _log_model(tracker: Tracker, run: RunDirectory, state: State) -> None:
     if tracker.run_id is None:
         return
-    step = run.checkpoints.resolve("last")
-    for file in sorted((run.checkpoints.directory / f"step-{step:08d}").iterdir()):
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "model.safetensors"
+        export(state, file)
         tracker.log_artifact(file, "model")
     for name in ("config.yaml", "plan.json", "version.json"):
         tracker.log_artifact(run.path / name)

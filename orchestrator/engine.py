@@ -81,6 +81,8 @@ class RayEngine:
             UserError: when the plan does not fit the cluster.
         """
         self._placement = Placement(plan)
+        self._actors: list[_Queue] = []
+        self._names: dict[str, str] = {}
         feedback_modules = program.feedback_modules
         messages = window * program.settings.shards
         # One thread for each message that may wait, and some for those that never do.
@@ -92,26 +94,36 @@ class RayEngine:
             options = self._placement.options(block, share=share)
             # Ray must never re-run a training step on a reset actor.
             handle = actor.options(max_restarts=0, max_task_retries=0, **options).remote(*arguments)
-            return _Queue(name, handle, lambda steps: [])
+            queue = _Queue(name, handle, lambda steps: [])
+            self._actors.append(queue)
+            return queue
 
-        self._blocks = [
-            start(block_actor, f"block{k}", k, share, program, k, units, threads)
-            for k, units in enumerate(blocks, start=1)
-        ]
-        self._feedback = [
-            start(feedback_actor, f"feedback{k}", k, share, program, k, threads)
-            for k in range(1, feedback_modules + 1)
-        ]
-        shipped = ray.put(data) if isinstance(data, Dataset) else data
-        source = start(
-            source_actor, "source", 1, 0.0, shipped, augment, program, evaluation_batch, 1
-        )
-        self._actors = [source, *self._blocks, *self._feedback]
-        self._program, self._source = program, source
-        self._call(self._connect(messages))
+        self._program = program
+        try:
+            shipped = ray.put(data) if isinstance(data, Dataset) else data
+            self._source = start(
+                source_actor, "source", 1, 0.0, shipped, augment, program, evaluation_batch, 1
+            )
+            self._blocks = [
+                start(block_actor, f"block{k}", k, share, program, k, units, threads)
+                for k, units in enumerate(blocks, start=1)
+            ]
+            self._feedback = [
+                start(feedback_actor, f"feedback{k}", k, share, program, k, threads)
+                for k in range(1, feedback_modules + 1)
+            ]
+            ids = self._call(self._actors, self._connect(messages))
+            self._names = {i: a.name for i, a in zip(ids, self._actors, strict=True)}
+        except BaseException:
+            self.close()
+            raise
 
     def _connect(self, messages: int) -> list[ray.ObjectRef[Any]]:
-        """Wire the streams: activations forward, gradients and tables back, readouts across."""
+        """Wire the streams: activations forward, gradients and tables back, readouts across.
+
+        Returns:
+            A call for each of `self._actors`, in their order, that returns the actor's id.
+        """
         blocks, feedback = self._blocks, self._feedback
         calls = [self._source.handle.connect.remote({NEXT: (blocks[0].handle, messages)})]
         for i, block in enumerate(blocks):
@@ -131,8 +143,9 @@ class RayEngine:
         return calls
 
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
-        self._call([b.handle.load.remote(state[b.name]) for b in self._blocks])
-        self._call([f.handle.load.remote(state[f.name], step) for f in self._feedback])
+        blocks, feedback = self._blocks, self._feedback
+        self._call(blocks, [b.handle.load.remote(state[b.name]) for b in blocks])
+        self._call(feedback, [f.handle.load.remote(state[f.name], step) for f in feedback])
 
     def train(self, steps: range, calendar: Calendar) -> Iterator[Event]:
         program = self._program
@@ -183,13 +196,15 @@ class RayEngine:
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, UserError):
             return cause
-        if isinstance(cause, RayActorError):
-            return ActorLostError(f"{name} lost an actor: {cause}")
-        return error
+        if not isinstance(cause, RayActorError):
+            return error
+        if cause is not error:  # `name` is alive and was sending to the one that is not
+            name = self._names.get(cause.actor_id, f"a neighbour of {name}")
+        how = "could not start" if cause.actor_init_failed else "was lost"
+        return ActorLostError(f"{name} {how}: {cause}")
 
-    def _call(self, calls: Sequence[ray.ObjectRef[Any]]) -> None:
-        for call in calls:
-            self._result("an actor", call)
+    def _call(self, actors: Sequence[_Queue], calls: Sequence[ray.ObjectRef[Any]]) -> list[Any]:
+        return [self._result(a.name, c) for a, c in zip(actors, calls, strict=True)]
 
     def close(self) -> None:
         """End the actors and give their resources back."""

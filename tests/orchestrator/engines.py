@@ -11,7 +11,6 @@ import numpy as np
 import ray
 import torch
 from ray.exceptions import RayActorError
-from ray.util.placement_group import placement_group, remove_placement_group
 
 from learning.block import LearnerSettings
 from learning.build import Program
@@ -190,10 +189,6 @@ def is_dead(handle: Any) -> bool:
     return False
 
 
-def all_cpus_come_back() -> bool:
-    """Whether every CPU of the cluster can be reserved, as soon as it can."""
-    group = placement_group([{"CPU": CPUS}])
-    try:
-        return bool(group.wait(30))
-    finally:
-        remove_placement_group(group)
+def free_cpus() -> float:
+    """The CPUs of the cluster that nobody has reserved."""
+    return ray.available_resources().get("CPU", 0.0)
