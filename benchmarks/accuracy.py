@@ -23,7 +23,8 @@ from typing import Any
 
 from benchmarks import records
 from blocklocal.config import load_config
-from blocklocal.training import prepare, train
+from blocklocal.preparation import prepare
+from blocklocal.training import train
 
 CONFIGURATION = Path("examples/cifar10.yaml")
 RULES: dict[str, tuple[str, ...]] = {

@@ -27,8 +27,9 @@ from torch import nn
 from actors.operations import Span
 from benchmarks import records
 from blocklocal import arrays_dataset
+from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, make_config
-from blocklocal.training import Prepared, cluster, prepare
+from blocklocal.preparation import Prepared, prepare
 from learning.build import build_block
 from orchestrator.engine import RayEngine
 from orchestrator.events import StepDone, Worked

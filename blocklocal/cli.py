@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from blocklocal import doctor as checks
+from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, load_config, make_config
 from blocklocal.inference import evaluate_model, load_run
 from blocklocal.observers import Progress
-from blocklocal.training import Result, cluster, prepare, resume, train
+from blocklocal.preparation import prepare
+from blocklocal.training import Result, resume, train
 from learning.errors import UserError
 from orchestrator.engine import ActorLostError
 from orchestrator.rundir import RunDirectory
@@ -25,8 +27,16 @@ from orchestrator.tensors import export as export_state
 from orchestrator.timeline import draw
 from orchestrator.trace import concurrency, idle_shares, read_spans, write_trace
 
-app = App(name="blocklocal", help="Train networks as blocks that learn from local losses.")
+app = App(
+    name="blocklocal",
+    help="Train networks as blocks that learn from local losses.",
+    suppress_keyboard_interrupt=False,  # `main` says how to go on
+)
 console = Console()
+
+Which = Annotated[
+    str | None, Parameter(help="best, last or a step; by default best where there is one")
+]
 
 
 def _say(text: str) -> None:
@@ -56,7 +66,7 @@ def train_command(
     with cluster(config):
         prepared = prepare(config)
         if dry_run:
-            _say(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            _say(yaml.safe_dump(prepared.config.model_dump(mode="json"), sort_keys=False))
         console.print(prepared.plan.table())
         if dry_run:
             return
@@ -84,6 +94,12 @@ def check_resumable(old: RunConfig, new: RunConfig) -> None:
     Raises:
         UserError: naming the first section that differs.
     """
+    threads = [c.engine.resources.threads for c in (old, new)]
+    if threads[0] != threads[1]:
+        raise UserError(
+            f"this run was made with engine.resources.threads = {threads[0]} and cannot go on with "
+            f"{threads[1]}, which rounds differently: resume it unchanged or start anew"
+        )
     free = {"engine", "tracking", "run"}
     for section in RunConfig.model_fields:
         before, after = getattr(old, section), getattr(new, section)
@@ -122,22 +138,29 @@ def eval_command(
     run: Path,
     *,
     split: str = "test",
-    checkpoint: str = "best",
+    checkpoint: Which = None,
 ) -> None:
     """Evaluate a run's checkpoint (`best`, `last` or a step) on a split, as one plain module."""
     directory = RunDirectory.open(run)
-    config, dataset, model = load_run(directory, checkpoint)
+    step = _step(directory, checkpoint)
+    config, dataset, model = load_run(directory, step)
     loss, accuracy = evaluate_model(model, dataset, split, config)
-    _say(f"{split} accuracy {accuracy:.4%}  loss {loss:.6f}")
+    _say(f"step {step}  {split} accuracy {accuracy:.4%}  loss {loss:.6f}")
 
 
 @app.command(name="export")
-def export_command(run: Path, output: Path, *, checkpoint: str = "best") -> None:
+def export_command(run: Path, output: Path, *, checkpoint: Which = None) -> None:
     """Write a checkpoint as one safetensors state_dict of the original module."""
     directory = RunDirectory.open(run)
-    step = directory.checkpoints.resolve(checkpoint)
+    step = _step(directory, checkpoint)
     export_state(directory.checkpoints.load(step).state, output)
     _say(f"wrote {output} (step {step})")
+
+
+def _step(run: RunDirectory, checkpoint: str | None) -> int:
+    """The step of a checkpoint; without validation rows no checkpoint is the best one."""
+    which = checkpoint or ("last" if run.checkpoints.best is None else "best")
+    return run.checkpoints.resolve(which)
 
 
 @app.command(name="plan")

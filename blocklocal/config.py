@@ -67,6 +67,9 @@ class RunSettings(Settings):
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     directory: Path | None = Field(default=None, description="null: runs/<name>-<time>")
+    given: tuple[Literal["data", "network"], ...] = Field(
+        default=(), description="set by the Python API: what was given in memory, not in this file"
+    )
 
 
 class RunConfig(Settings):

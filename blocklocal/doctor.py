@@ -11,8 +11,8 @@ import numpy as np
 import ray
 import torch
 
+from blocklocal.clusters import cluster
 from blocklocal.config import make_config
-from blocklocal.training import cluster
 
 MESSAGE_BYTES = 1 << 24
 

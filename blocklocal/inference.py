@@ -15,29 +15,25 @@ from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import model_state
 
 
-def load_run(run: RunDirectory, checkpoint: str) -> tuple[RunConfig, Dataset, nn.Module]:
+def load_run(run: RunDirectory, step: int) -> tuple[RunConfig, Dataset, nn.Module]:
     """The configuration, the data and the original module with a checkpoint's weights.
-
-    Args:
-        checkpoint: `best`, `last` or a step.
 
     Raises:
         UserError: when there is no such checkpoint, or the run's data were given in Python.
     """
     config = make_config(run.config)
-    state = model_state(run.checkpoints.load(run.checkpoints.resolve(checkpoint)).state)
+    if config.run.given:
+        raise UserError(
+            f"{run.path} was trained in Python with {' and '.join(config.run.given)} in memory: "
+            "export its weights and load them there"
+        )
+    state = model_state(run.checkpoints.load(step).state)
     dataset = load_dataset(config.data)
     seed = config.training.seed
     model = build_network(config.network, dataset.input_shape, dataset.classes, seed)
     if config.precision.compute == "float64":
         model = model.double()
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(
-            f"the weights of {run.path} do not fit its network.kind = {config.network.kind} "
-            "(a run of blocklocal.fit with a module of your own?): load the exported file there"
-        ) from error
+    model.load_state_dict(state)
     return config, dataset, model
 
 

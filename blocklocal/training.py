@@ -1,56 +1,31 @@
-"""From a configuration to a finished run: data, network, plan, engine, records."""
+"""From a prepared run to a finished one: engine, records, tracking; and the Python API."""
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-import torch
 from torch import nn
 
-from blocklocal.config import RunConfig, dotted, make_config
+from blocklocal.clusters import cluster
+from blocklocal.config import dotted, make_config
 from blocklocal.observers import TrackingObserver
-from learning.block import LearnerSettings
-from learning.build import Program, check_program
-from learning.data import Batches, Dataset, load_dataset
-from learning.errors import UserError
-from learning.networks import build_network
-from learning.units import Unit, units_of
+from blocklocal.preparation import Prepared, prepare
+from learning.data import Dataset
 from orchestrator.engine import RayEngine
 from orchestrator.events import Engine
 from orchestrator.inline import InlineEngine
-from orchestrator.placement import check_fit, even_cpus, free_resources
-from orchestrator.plan import Plan, make_plan
+from orchestrator.placement import check_fit, free_resources
+from orchestrator.plan import Plan
 from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import State, export, model_state
-from orchestrator.trainer import Observer, Schedule, Trainer
+from orchestrator.trainer import Observer, Trainer
 from orchestrator.version import code_version
 from tuning.tracking import Tracker
-
-
-@dataclass
-class Prepared:
-    """A run that could start: everything is checked and nothing is written."""
-
-    config: RunConfig
-    dataset: Dataset
-    model: nn.Module
-    units: list[Unit]
-    plan: Plan
-    program: Program
-    batches: Batches
-    schedule: Schedule
-    threads: int
-    in_memory: bool
 
 
 @dataclass
@@ -67,142 +42,6 @@ class Result:
     model: nn.Module
     plan: Plan
     metrics: dict[str, float]
-
-
-def prepare(
-    config: RunConfig,
-    *,
-    model: nn.Module | None = None,
-    dataset: Dataset | None = None,
-    plan: Plan | None = None,
-) -> Prepared:
-    """Check a configuration against its data and network.
-
-    Args:
-        model: the user's own network instead of `config.network`.
-        dataset: data in memory instead of `config.data`.
-        plan: of a run to be resumed; otherwise one is made.
-
-    Raises:
-        UserError: for anything that cannot be run.
-    """
-    in_memory = dataset is not None
-    dataset = load_dataset(config.data) if dataset is None else dataset
-    training = config.training
-    batches = Batches(
-        dataset,
-        seed=training.seed,
-        batch=training.batch,
-        shards=training.shards,
-        augment=config.data.augment,
-    )
-    if model is None:
-        model = build_network(config.network, dataset.input_shape, dataset.classes, training.seed)
-    if config.precision.compute == "float64":
-        model = model.double()
-    units = units_of(model)
-    if plan is None:
-        sample = torch.zeros(
-            training.batch, *dataset.input_shape, dtype=next(iter(model.parameters())).dtype
-        )
-        plan = _plan(config, units, sample)
-    else:  # what actors reserve may change on resuming
-        cpus, gpus = _cpus(config, len(plan.blocks)), config.engine.resources.gpus
-        reserved = (b.model_copy(update={"cpus": cpus, "gpus": gpus}) for b in plan.blocks)
-        plan = Plan(blocks=tuple(reserved))
-    if plan.blocks[-1].output_shape != (dataset.classes,):
-        raise UserError(
-            f"the network gives an output of shape {plan.blocks[-1].output_shape} for "
-            f"{dataset.classes} classes: end it with {dataset.classes} scores or set data.classes"
-        )
-    steps = training.steps or max(1, round(training.epochs * batches.steps_per_epoch))
-    learner_settings = LearnerSettings(
-        optimizer=config.optimizer,
-        schedule=config.schedule,
-        precision=config.precision,
-        seed=training.seed,
-        batch=training.batch,
-        shards=training.shards,
-        steps=steps,
-    )
-    shapes = tuple(b.output_shape for b in plan.blocks)
-    program = Program(config.rule, learner_settings, shapes, dataset.classes)
-    check_program(program)
-    every = training.evaluate_every or batches.steps_per_epoch
-    threads = config.engine.resources.threads or max(1, _cores() // len(plan.blocks))
-    return Prepared(
-        _with_threads(config, threads),
-        dataset,
-        model,
-        units,
-        plan,
-        program,
-        batches,
-        Schedule(steps, every),
-        threads,
-        in_memory,
-    )
-
-
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def _with_threads(config: RunConfig, threads: int) -> RunConfig:
-    """Fix the number of threads: results depend on it, and a resume may see another machine."""
-    resources = config.engine.resources.model_copy(update={"threads": threads})
-    engine = config.engine.model_copy(update={"resources": resources})
-    return config.model_copy(update={"engine": engine})
-
-
-def _cpus(config: RunConfig, blocks: int) -> float:
-    if config.engine.resources.cpus is not None:
-        return config.engine.resources.cpus
-    nodes = free_resources() if ray.is_initialized() else [{"CPU": float(_cores())}]
-    return even_cpus(sum(n.get("CPU", 0.0) for n in nodes), blocks)
-
-
-def _plan(config: RunConfig, units: Sequence[Unit], sample: torch.Tensor) -> Plan:
-    cpus, gpus = _cpus(config, config.blocks.count), config.engine.resources.gpus
-    return make_plan(units, config.blocks, sample, cpus=cpus, gpus=gpus)
-
-
-@contextmanager
-def cluster(config: RunConfig) -> Iterator[None]:
-    """Connect to the configured Ray cluster, or start a local one, unless connected already."""
-    if config.engine.kind != "ray" or ray.is_initialized():
-        yield
-        return
-    address = config.engine.address
-    try:
-        if address is None:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-                _node_ip_address="127.0.0.1",  # a laptop's run is nobody else's business
-            )
-        else:
-            _knock(address)
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-    except (OSError, RuntimeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"cannot reach a Ray cluster at engine.address = {address!r} ({error}): start one or "
-            "leave engine.address empty for a local one"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Fail within seconds where nobody answers: Ray would try for minutes and end the process."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
 def _engine(prepared: Prepared) -> Engine:

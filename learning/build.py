@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from learning.block import BlockLearner, LearnerSettings
+from learning.errors import UserError
 from learning.feedback import FeedbackLearner, FeedbackModule
 from learning.numerics import seeded
 from learning.objectives import TaskLoss
@@ -107,6 +108,11 @@ def check_program(program: Program) -> None:
     Raises:
         UserError: what an actor would otherwise fail with after it was started.
     """
+    rates = program.settings.optimizer.lr
+    if isinstance(rates, tuple) and len(rates) != program.blocks:
+        raise UserError(
+            f"optimizer.lr lists {len(rates)} values for {program.blocks} blocks: give one a block"
+        )
     for k in range(1, program.blocks + 1):
         build_block(program, k, ())
     for k in range(1, program.feedback_modules + 1):

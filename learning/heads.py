@@ -22,6 +22,7 @@ class HeadSettings(Settings):
     width: int = Field(default=128, ge=1)
     depth: int = Field(default=1, ge=1)
     pool: int = Field(default=16, ge=2)
+    rate: float = Field(default=1.0, gt=0, description="factor on the learning rate of the head")
 
 
 class LinearHead(nn.Module):

@@ -33,6 +33,7 @@ class Objective(nn.Module, ABC):
     """The local loss of one block; its parameters are the auxiliary network."""
 
     needs_feedback = False
+    rate = 1.0  # factor on the learning rate of the auxiliary network
 
     @abstractmethod
     def forward(self, h: Tensor, y: Tensor, feedback: Message | None) -> Assessment:
@@ -58,9 +59,9 @@ class TaskLoss(Objective):
 class AuxiliaryClassifier(Objective):
     """Cross-entropy of an auxiliary head (Belilovsky et al. 2020, DGL)."""
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: nn.Module, rate: float = 1.0) -> None:
         super().__init__()
-        self.head = head
+        self.head, self.rate = head, rate
 
     def forward(self, h: Tensor, y: Tensor, feedback: Message | None) -> Assessment:
         scores = self.head(h)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ class LatentSettings(Settings):
         default=None, ge=1, description="width of a convolution of its own that reads images first"
     )
     normalization: Literal["batch", "none"] = "batch"
-    temperature: Literal["auto"] | float = Field(
+    temperature: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         default="auto", description="factor on the summed evidence; auto is 1 / sqrt(units)"
     )
 

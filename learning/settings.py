@@ -14,6 +14,7 @@ class Settings(BaseModel):
 
 
 Rate = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class SGDSettings(Settings):
@@ -32,7 +33,7 @@ class AdamWSettings(Settings):
 
     kind: Literal["adamw"] = "adamw"
     lr: Rate | tuple[Rate, ...] = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float | None = Field(default=None, gt=0, description="largest gradient norm of a block")
@@ -70,7 +71,7 @@ class MultiStepSchedule(Settings):
     """The learning rate times `factor` at each milestone (shares of all steps)."""
 
     kind: Literal["multi-step"] = "multi-step"
-    milestones: tuple[float, ...] = (0.5, 0.75)
+    milestones: tuple[Share, ...] = (0.5, 0.75)
     factor: float = Field(default=0.1, gt=0, le=1)
 
 

@@ -15,7 +15,7 @@ from learning.settings import Settings
 from orchestrator.plan import Plan
 
 CREATION_SECONDS = 60.0
-RETURN_SECONDS = 10.0
+COUNTING_SECONDS = 10.0
 
 
 class ResourceSettings(Settings):
@@ -25,7 +25,7 @@ class ResourceSettings(Settings):
     """
 
     cpus: float | None = Field(default=None, gt=0, description="null: shared evenly, at most 1")
-    gpus: float = Field(default=0.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0, le=1, description="a block works on one device")
     threads: int | None = Field(default=None, ge=1, description="null: cores / blocks, at least 1")
 
 
@@ -76,7 +76,8 @@ class Placement:
         self._plan = plan
         for block in plan.blocks:
             bundle = {"CPU": block.cpus} | ({"GPU": block.gpus} if block.gpus else {})
-            self._groups[block.index] = placement_group([bundle], name=f"block{block.index}")
+            # Without a name: Ray wants names to be unique, and a cluster may have several runs.
+            self._groups[block.index] = placement_group([bundle])
         for index, group in self._groups.items():
             if not group.wait(CREATION_SECONDS):
                 self.remove()
@@ -84,6 +85,7 @@ class Placement:
                     f"the cluster gave no room to block {index} within {CREATION_SECONDS:g} s, "
                     "although enough was free: end other work on it and try again"
                 )
+        self._wait_counted(True)
 
     def options(self, block: int, *, share: float) -> dict[str, object]:
         """Ray options of an actor in block `block`'s bundle that takes `share` of it."""
@@ -95,17 +97,21 @@ class Placement:
         }
 
     def remove(self) -> None:
-        """Give the resources back; actors in the groups end.
-
-        Returns when the cluster counts them as free: it takes a while, and whoever plans or
-        starts the next run at once would find no room.
-        """
+        """Give the resources back; actors in the groups end."""
         for group in self._groups.values():
             remove_placement_group(group)
-        gone = tuple(group.id.hex() for group in self._groups.values())
-        deadline = time.monotonic() + RETURN_SECONDS
+        self._wait_counted(False)
+
+    def _wait_counted(self, there: bool) -> None:
+        """Wait until the free resources of the cluster are counted with these groups, or without.
+
+        They are counted with a delay, and whoever plans the next run must see what is free.
+        """
+        groups = [group.id.hex() for group in self._groups.values()]
+        deadline = time.monotonic() + COUNTING_SECONDS
         while time.monotonic() < deadline:
-            if not any(name.endswith(gone) for name in ray.available_resources()):
+            names = list(ray.available_resources())
+            if all(any(n.endswith(group) for n in names) == there for group in groups):
                 break
             time.sleep(0.02)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -70,25 +69,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BLOCKLOCAL_CACHE", str(tmp_path.parent / f"{tmp_path.name}-cache"))
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a short run under the rule `local`."""
-    from blocklocal import cli
-
-    path = tmp_path_factory.mktemp("finished") / "run"
-    words = [*SMALL, "training.steps=4", "training.evaluate_every=2", f"run.directory={path}"]
-    assert cli.main(["train", *words]) == 0
-    return path
-
-
-@pytest.fixture
-def untouched(finished: Path) -> Iterator[Path]:
-    """Give that run, and see that the test leaves it as it is."""
-    before = listing(finished)
-    yield finished
-    assert listing(finished) == before
 
 
 @pytest.mark.parametrize(
@@ -222,60 +202,6 @@ def test_an_unreachable_cluster(capsys: Capture, monkeypatch: pytest.MonkeyPatch
     said = refused(capsys, "train", *SMALL, "engine.kind=ray", f"engine.address={address}")
     assert said.startswith(f"cannot reach a Ray cluster at engine.address = '{address}' (")
     assert refused(capsys, "doctor", "--address", f"ray://{address}").startswith("cannot reach")
-
-
-def test_a_run_directory_that_exists(capsys: Capture, untouched: Path) -> None:
-    said = refused(capsys, "train", *SMALL, f"run.directory={untouched}")
-    assert said.startswith(f"run.directory = {untouched} exists and is not an empty directory")
-
-
-@pytest.mark.parametrize("word", ["rule.kind=backprop", "training.seed=9", "optimizer.lr=1"])
-def test_resuming_under_other_mathematics(capsys: Capture, untouched: Path, word: str) -> None:
-    said = refused(capsys, "train", "--resume", untouched, word)
-    assert said.startswith(f"this run was made with {word.partition('.')[0]} = {{")
-    assert said.endswith("resume it unchanged or start anew")
-
-
-def test_resuming_what_is_no_run(capsys: Capture, here: Path) -> None:
-    said = f"{here} is not a run directory (no config.yaml): choose one that a run has made"
-    assert refused(capsys, "train", "--resume", here) == said
-    assert "nowhere is not a run directory" in refused(capsys, "eval", "nowhere")
-    assert "nowhere is not a run directory" in refused(capsys, "timeline", "nowhere")
-
-
-def test_a_dry_run_of_resuming(capsys: Capture, untouched: Path) -> None:
-    said = refused(capsys, "train", "--resume", untouched, "--dry-run")
-    assert said == "--dry-run does not go with --resume: leave one of them out"
-
-
-def test_unknown_checkpoints_and_splits(capsys: Capture, untouched: Path) -> None:
-    for name in ("eval", "export"):
-        output = ["out.safetensors"] if name == "export" else []
-        said = refused(capsys, name, untouched, *output, "--checkpoint", "77")
-        assert said.startswith("there is no checkpoint 77 in ")
-        said = refused(capsys, name, untouched, *output, "--checkpoint", "newest")
-        assert said == "checkpoint 'newest' is unknown: choose last, best or a step"
-    said = refused(capsys, "eval", untouched, "--split", "tset")
-    assert said == "split = 'tset' has no rows: use test, validation or train"
-
-
-def test_existing_outputs_stay(capsys: Capture, here: Path, untouched: Path) -> None:
-    (here / "out").write_text("mine")
-    assert refused(capsys, "export", untouched, "out").startswith("out exists: ")
-    assert refused(capsys, "plan", *SMALL, "--save", "out").startswith("out exists: ")
-
-
-def test_outputs_into_nowhere(capsys: Capture, untouched: Path) -> None:
-    assert refused(capsys, "export", untouched, "no/out").startswith("cannot write no/out (No such")
-    assert refused(capsys, "plan", *SMALL, "--save", "no/out").startswith("cannot write no/out (No")
-
-
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [(["trian"], "trian"), (["train", "--fast"], "--fast"), (["eval"], "run"), (["export"], "run")],
-)
-def test_unknown_commands_and_options(capsys: Capture, words: list[str], named: str) -> None:
-    assert named in refused(capsys, *words)
 
 
 def test_a_tracking_server_that_is_not_there(capsys: Capture, here: Path) -> None:

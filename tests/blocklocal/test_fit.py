@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,8 @@ def test_a_learning_rate_for_each_block_on_ray(tmp_path: Path) -> None:
     optimizer = {"kind": "sgd", "lr": [0.0, 0.05]}
     sections = _sections(tmp_path / "run", steps=5)
     result = fit(model, blobs(), rule={"kind": "local"}, optimizer=optimizer, blocks=2, **sections)
-    frozen = {name.split(".")[0] for name, tensor in before.items() if model.state_dict()[name].equal(tensor)}
+    after = model.state_dict()
+    frozen = {name.split(".")[0] for name, tensor in before.items() if after[name].equal(tensor)}
     first = {unit for unit in result.plan.blocks[0].units if unit in ("0", "2", "4")}
     assert first and frozen == first
 
@@ -135,10 +135,8 @@ def test_a_custom_network_from_the_current_directory(
     network = ["network.kind=custom", "network.factory=own_network:make"]
     training = ["training.batch=32", "training.steps=60", "optimizer.lr=0.01", "blocks.at=['1']"]
     rest = ["engine.resources.threads=1", "tracking.enabled=false", "run.directory=out"]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in [os.environ.get("PYTHONPATH")] if p))
-    done = script(
-        "train", *network, "network.arguments.width=32", *training, *rest, cwd=tmp_path
-    )
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    done = script("train", *network, "network.arguments.width=32", *training, *rest, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     last = metrics_of(tmp_path / "out")[-1]

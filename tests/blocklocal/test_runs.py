@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from torch import nn
 
 from blocklocal import cli
 from blocklocal.config import load_config, make_config
-from blocklocal.inference import evaluate_model
+from blocklocal.inference import evaluate_model, load_run
 from blocklocal.observers import Progress
+from blocklocal.preparation import prepare
 from learning.data import load_dataset
 from learning.networks import build_network
 from learning.units import Chain, split, units_of
@@ -70,8 +72,8 @@ def test_metrics_of_a_run(finished: Path) -> None:
     validated = [r["step"] for r in records if r["split"] == "validation"]
     assert validated == [7, 15, 23, 31, 39]
     assert [r["step"] for r in records if r["split"] == "test"] == [39]
-    assert train[-1]["block2/loss"] < 0.7 * train[0]["block2/loss"]
-    assert _reported(finished)["block2/accuracy"] > 0.6  # chance is 0.1
+    assert train[-1]["block2/loss"] < 0.85 * train[0]["block2/loss"]
+    assert _reported(finished)["block2/accuracy"] > 0.4  # chance is 0.1
 
 
 def test_spans_of_a_run(finished: Path) -> None:
@@ -138,9 +140,7 @@ def test_resuming_a_finished_run_trains_nothing(capsys: Capture, finished: Path)
     assert {name for name in before if before[name] != after[name]} <= {"lock"}
 
 
-def test_what_is_reserved_may_change_on_resuming(capsys: Capture, finished: Path) -> None:
-    from blocklocal.training import prepare
-
+def test_what_is_reserved_may_change_on_resuming(finished: Path) -> None:
     run = RunDirectory.open(finished)
     config = load_config(None, ["engine.resources.cpus=0.25"], base=run.config)
     plan = prepare(config, plan=run.plan).plan
@@ -155,14 +155,23 @@ def test_eval_repeats_what_training_reported(capsys: Capture, finished: Path) ->
         assert out == f"{name} accuracy {accuracy:.4%}  loss {loss:.6f}\n"
 
 
-def test_eval_takes_the_best_checkpoint(capsys: Capture, finished: Path) -> None:
-    best = RunDirectory.open(finished).checkpoints.best
+def test_the_best_checkpoint_is_the_default(
+    capsys: Capture, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    checkpoints = RunDirectory.open(tmp_path / "run").checkpoints
+    best = checkpoints.best
     assert best is not None
+    kept = checkpoints.load(40)
+    zeros = {k: {n: t * 0 for n, t in tensors.items()} for k, tensors in kept.state.items()}
+    checkpoints.save(41, zeros, plan_hash=kept.plan_hash, rule=kept.rule, metrics=None)
+    checkpoints.mark(last=41)
+    words = ["eval", tmp_path / "run", "--split", "validation"]
     accuracy = _reported(finished, best - 1, "validation")["block2/accuracy"]
-    out = command(capsys, "eval", finished, "--split", "validation")
-    assert out.startswith(f"validation accuracy {accuracy:.4%}  ")
-    by_step = command(capsys, "eval", finished, "--split", "validation", "--checkpoint", str(best))
-    assert by_step == out
+    assert command(capsys, *words).startswith(f"validation accuracy {accuracy:.4%}  ")
+    assert command(capsys, *words) == command(capsys, *words, "--checkpoint", str(best))
+    assert command(capsys, *words) != command(capsys, *words, "--checkpoint", "last")
+    assert f"(step {best})\n" in command(capsys, "export", tmp_path / "run", tmp_path / "w")
 
 
 def test_an_export_is_the_original_module(capsys: Capture, finished: Path, tmp_path: Path) -> None:
@@ -178,9 +187,7 @@ def test_an_export_is_the_original_module(capsys: Capture, finished: Path, tmp_p
     assert loss == pytest.approx(reported["block2/loss"], rel=1e-6)
 
 
-def test_an_export_fits_another_partition(
-    capsys: Capture, finished: Path, tmp_path: Path
-) -> None:
+def test_an_export_fits_another_partition(capsys: Capture, finished: Path, tmp_path: Path) -> None:
     command(capsys, "export", finished, tmp_path / "w", "--checkpoint", "last")
     weights = load_file(tmp_path / "w")
     whole = _module(finished)
@@ -198,8 +205,6 @@ def test_float64_weights_are_evaluated_in_float64(capsys: Capture, tmp_path: Pat
     path = tmp_path / "double"
     short = ["training.steps=3", "precision.compute=float64", f"run.directory={path}"]
     command(capsys, "train", *SMALL, *short)
-    from blocklocal.inference import load_run
-
     run = RunDirectory.open(path)
     config, dataset, model = load_run(run, "last")
     assert {p.dtype for p in model.parameters()} == {torch.float64}
@@ -207,19 +212,11 @@ def test_float64_weights_are_evaluated_in_float64(capsys: Capture, tmp_path: Pat
     assert loss == pytest.approx(_reported(path, 2)["block2/loss"], rel=1e-13)
 
 
-def test_plan_prints_and_saves(capsys: Capture, tmp_path: Path, finished: Path) -> None:
-    file = tmp_path / "plan.json"
-    out = command(capsys, "plan", *WORDS, "--save", file)
-    plan = Plan.load(file)
-    assert plan.hash() == Plan.load(finished / "plan.json").hash()
-    assert f"plan {plan.hash()}" in out and "layer2 .. head" in out
-
-
 def test_a_dry_run_writes_nothing(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [*WORDS, f"tracking.experiment={'[x]' * 60}"]
+    words = [*WORDS, f"tracking.experiment=a{'[x]' * 60}"]
     out = command(capsys, "train", *words, "--dry-run")
     assert listing(tmp_path) == {}
     text, _, table = out.partition("\n\n")
@@ -248,20 +245,3 @@ def test_timeline(capsys: Capture, finished: Path) -> None:
     assert "  all: idle " in out and "of the time" in out
     (finished / "trace.json").unlink()
     (finished / "timeline.png").unlink()
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_doctor(capsys: Capture) -> None:
-    out = command(capsys, "doctor")
-    assert "FAILED" not in out
-    for name in ("torch", "ray", "CPU", "object store", "versions on workers", "16 MiB at"):
-        assert name in out
-
-
-def test_doctor_says_what_failed(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [cli.checks.Check("CPU", False, "0"), cli.checks.Check("ray", True, "2")]
-    monkeypatch.setattr(cli.checks, "run", lambda address: iter(found))
-    assert cli.main(["doctor"]) == 2
-    captured = capsys.readouterr()
-    assert "FAILED  0" in captured.out and "ok  2" in captured.out
-    assert captured.err == "blocklocal: 1 checks failed (CPU): mend them first\n"

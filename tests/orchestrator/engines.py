@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -192,3 +193,12 @@ def is_dead(handle: Any) -> bool:
 def free_cpus() -> float:
     """The CPUs of the cluster that nobody has reserved."""
     return ray.available_resources().get("CPU", 0.0)
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Whether a condition comes true: Ray counts resources with a delay."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+    return True

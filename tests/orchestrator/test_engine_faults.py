@@ -16,6 +16,7 @@ from orchestrator.program import Calendar
 from tests.orchestrator.engines import (
     CPUS,
     Case,
+    eventually,
     free_cpus,
     handles,
     inline_engine,
@@ -52,7 +53,9 @@ def test_loss_that_is_not_finite_reaches_the_driver_and_close_frees_the_cluster(
     assert (raised.value.block, raised.value.step) == (2, 1)
     assert (expected.value.block, expected.value.step) == (2, 1)
     assert [name for name, actor in actors.items() if not is_dead(actor)] == []
-    Placement(case.build()[1]).remove()
+    again = Placement(case.build()[1])
+    assert eventually(lambda: free_cpus() == 0)
+    again.remove()
 
 
 @pytest.mark.parametrize("name", ["source", "block1", "block2"])

@@ -1,0 +1,139 @@
+"""From a configuration to a run that could start: everything is checked, nothing is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+import torch
+from torch import nn
+
+from blocklocal.config import RunConfig
+from learning.block import LearnerSettings
+from learning.build import Program, check_program
+from learning.data import Batches, Dataset, load_dataset
+from learning.errors import UserError
+from learning.networks import build_network
+from learning.units import Unit, units_of
+from orchestrator.placement import even_cpus, free_resources
+from orchestrator.plan import Plan, make_plan
+from orchestrator.trainer import Schedule
+
+
+@dataclass
+class Prepared:
+    """A run that could start: everything is checked and nothing is written."""
+
+    config: RunConfig
+    dataset: Dataset
+    model: nn.Module
+    units: list[Unit]
+    plan: Plan
+    program: Program
+    batches: Batches
+    schedule: Schedule
+    threads: int
+    in_memory: bool
+
+
+def prepare(
+    config: RunConfig,
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    plan: Plan | None = None,
+) -> Prepared:
+    """Check a configuration against its data and network.
+
+    Args:
+        model: the user's own network instead of `config.network`.
+        dataset: data in memory instead of `config.data`.
+        plan: of a run to be resumed; otherwise one is made.
+
+    Raises:
+        UserError: for anything that cannot be run.
+    """
+    in_memory = dataset is not None
+    given = tuple(n for n, v in (("data", dataset), ("network", model)) if v is not None)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"given": given})})
+    dataset = load_dataset(config.data) if dataset is None else dataset
+    training = config.training
+    batches = Batches(
+        dataset,
+        seed=training.seed,
+        batch=training.batch,
+        shards=training.shards,
+        augment=config.data.augment,
+    )
+    if model is None:
+        model = build_network(config.network, dataset.input_shape, dataset.classes, training.seed)
+    if config.precision.compute == "float64":
+        model = model.double()
+    units = units_of(model)
+    if plan is None:
+        sample = torch.zeros(
+            training.batch, *dataset.input_shape, dtype=next(iter(model.parameters())).dtype
+        )
+        plan = _plan(config, units, sample)
+    else:  # what actors reserve may change on resuming
+        cpus, gpus = _cpus(config, len(plan.blocks)), config.engine.resources.gpus
+        reserved = (b.model_copy(update={"cpus": cpus, "gpus": gpus}) for b in plan.blocks)
+        plan = Plan(blocks=tuple(reserved))
+    if plan.blocks[-1].output_shape != (dataset.classes,):
+        raise UserError(
+            f"the network gives an output of shape {plan.blocks[-1].output_shape} for "
+            f"{dataset.classes} classes: end it with {dataset.classes} scores or set data.classes"
+        )
+    steps = training.steps or max(1, round(training.epochs * batches.steps_per_epoch))
+    learner_settings = LearnerSettings(
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        precision=config.precision,
+        seed=training.seed,
+        batch=training.batch,
+        shards=training.shards,
+        steps=steps,
+    )
+    shapes = tuple(b.output_shape for b in plan.blocks)
+    program = Program(config.rule, learner_settings, shapes, dataset.classes)
+    check_program(program)
+    every = training.evaluate_every or batches.steps_per_epoch
+    threads = config.engine.resources.threads or max(1, _cores() // len(plan.blocks))
+    return Prepared(
+        _with_threads(config, threads),
+        dataset,
+        model,
+        units,
+        plan,
+        program,
+        batches,
+        Schedule(steps, every),
+        threads,
+        in_memory,
+    )
+
+
+def _cores() -> int:
+    """Processor cores that this process may use, where the system can tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _with_threads(config: RunConfig, threads: int) -> RunConfig:
+    """Fix the number of threads: results depend on it, and a resume may see another machine."""
+    resources = config.engine.resources.model_copy(update={"threads": threads})
+    engine = config.engine.model_copy(update={"resources": resources})
+    return config.model_copy(update={"engine": engine})
+
+
+def _cpus(config: RunConfig, blocks: int) -> float:
+    if config.engine.resources.cpus is not None:
+        return config.engine.resources.cpus
+    nodes = free_resources() if ray.is_initialized() else [{"CPU": float(_cores())}]
+    return even_cpus(sum(n.get("CPU", 0.0) for n in nodes), blocks)
+
+
+def _plan(config: RunConfig, units: Sequence[Unit], sample: torch.Tensor) -> Plan:
+    cpus, gpus = _cpus(config, config.blocks.count), config.engine.resources.gpus
+    return make_plan(units, config.blocks, sample, cpus=cpus, gpus=gpus)
