@@ -101,7 +101,6 @@ class BlockLearner:
             index=self.index,
             steps=self.settings.steps,
             batch=self.settings.batch,
-            rates={"auxiliary.": self.objective.rate} if self.objective is not None else {},
         )
         self.sources = self.credit.sources(self.index, self.last)
         self.reaching = self.credit.reaching(self.index, self.last)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from typing import Literal
 
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -13,39 +16,34 @@ from learning.settings import Settings
 class HeadSettings(Settings):
     """An auxiliary classifier.
 
-    `linear`: global average pooling and a linear layer. `conv`: pooling to at most `pool` x `pool`,
-    then `depth` times 3x3 convolution, batch norm, ReLU (stride 2 first), pooling, linear. On
-    vectors `conv` is a hidden layer of `width` with batch norm instead.
+    `linear`: average pooling to `grid` x `grid` and a linear layer. `conv`: pooling to at most
+    `pool` x `pool` and `depth` times 3x3 convolution, batch norm, ReLU (stride 2 first) before it.
+    On vectors `conv` is a hidden layer of `width` with batch norm instead.
     """
 
     kind: Literal["linear", "conv"] = "linear"
     width: int = Field(default=128, ge=1)
     depth: int = Field(default=1, ge=1)
     pool: int = Field(default=16, ge=2)
-    rate: float = Field(default=1.0, gt=0, description="factor on the learning rate of the head")
+    grid: int = Field(
+        default=1, ge=1, description="images are pooled to grid x grid before the linear layer"
+    )
 
 
-class LinearHead(nn.Module):
-    """(B, C, H, W) or (B, D) to class scores (B, classes)."""
+class PooledLinear(nn.Module):
+    """Pooling to a grid and a linear layer: (B, C, H, W) or (B, D) to scores (B, classes)."""
 
-    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+    def __init__(self, shape: tuple[int, ...], classes: int, grid: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(shape[0], classes)
+        image = len(shape) == 3
+        self.grid = (min(grid, shape[1]), min(grid, shape[2])) if image else None
+        cells = math.prod(self.grid) if self.grid else 1
+        self.linear = nn.Linear(shape[0] * cells, classes)
 
     def forward(self, h: Tensor) -> Tensor:
+        if self.grid is not None:
+            return self.linear(F.adaptive_avg_pool2d(h, self.grid).flatten(1))
         return self.linear(h.mean(dim=tuple(range(2, h.dim()))) if h.dim() > 2 else h)
-
-
-class ConvHead(nn.Module):
-    """(B, C, H, W) to class scores (B, classes) through convolutions of its own."""
-
-    def __init__(self, settings: HeadSettings, shape: tuple[int, ...], classes: int) -> None:
-        super().__init__()
-        self.features = conv_features(shape, settings.width, settings.depth, settings.pool)
-        self.linear = nn.Linear(settings.width, classes)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.linear(self.features(h).mean(dim=(2, 3)))
 
 
 def conv_features(shape: tuple[int, ...], width: int, depth: int, pool: int) -> nn.Sequential:
@@ -66,9 +64,19 @@ def conv_features(shape: tuple[int, ...], width: int, depth: int, pool: int) -> 
 def make_head(settings: HeadSettings, shape: tuple[int, ...], classes: int) -> nn.Module:
     """Build the head for activations of `shape` (without batch)."""
     if settings.kind == "linear":
-        return LinearHead(shape, classes)
+        return PooledLinear(shape, classes, settings.grid)
     if len(shape) == 3:
-        return ConvHead(settings, shape, classes)
-    hidden = nn.Linear(shape[0], settings.width, bias=False)
-    norm = nn.BatchNorm1d(settings.width)
-    return nn.Sequential(hidden, norm, nn.ReLU(), nn.Linear(settings.width, classes))
+        features = conv_features(shape, settings.width, settings.depth, settings.pool)
+        cells = (
+            math.ceil(min(settings.pool, shape[1]) / 2),
+            math.ceil(min(settings.pool, shape[2]) / 2),
+        )
+        linear = PooledLinear((settings.width, *cells), classes, settings.grid)
+    else:
+        features = nn.Sequential(
+            nn.Linear(shape[0], settings.width, bias=False),
+            nn.BatchNorm1d(settings.width),
+            nn.ReLU(),
+        )
+        linear = PooledLinear((settings.width,), classes, settings.grid)
+    return nn.Sequential(OrderedDict(features=features, linear=linear))

@@ -33,7 +33,6 @@ class Objective(nn.Module, ABC):
     """The local loss of one block; its parameters are the auxiliary network."""
 
     needs_feedback = False
-    rate = 1.0  # factor on the learning rate of the auxiliary network
 
     @abstractmethod
     def forward(self, h: Tensor, y: Tensor, feedback: Message | None) -> Assessment:
@@ -59,9 +58,9 @@ class TaskLoss(Objective):
 class AuxiliaryClassifier(Objective):
     """Cross-entropy of an auxiliary head (Belilovsky et al. 2020, DGL)."""
 
-    def __init__(self, head: nn.Module, rate: float = 1.0) -> None:
+    def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self.head, self.rate = head, rate
+        self.head = head
 
     def forward(self, h: Tensor, y: Tensor, feedback: Message | None) -> Assessment:
         scores = self.head(h)

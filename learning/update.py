@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,36 +61,16 @@ class Updater:
         index: int,
         steps: int,
         batch: int,
-        rates: Mapping[str, float] | None = None,
     ) -> None:
-        """Make the optimizer.
-
-        Args:
-            parameters: by name; those that need no gradient are left out.
-            index: block number, for a list of learning rates.
-            steps: steps of the run, for the schedule.
-            batch: samples of a step; gradients are of sums over samples.
-            rates: factors on the learning rate by prefix of the name.
-        """
         named = [(n, p) for n, p in parameters if p.requires_grad]
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
         self.lr = _block_lr(optimizer.lr, index)
         self.clip = optimizer.clip
         self.schedule, self.steps, self.batch = schedule, steps, batch
-        self.optimizer = _make_optimizer(self._groups(rates or {}), optimizer, self.lr)
+        self.optimizer = _make_optimizer(self.parameters, optimizer, self.lr)
         self._tree = GradientTree()
         self._shard: Gradients = [None] * len(self.parameters)
-
-    def _groups(self, rates: Mapping[str, float]) -> list[dict[str, Any]]:
-        """Parameter groups of one rate each, in the order of the parameters."""
-        groups: list[dict[str, Any]] = []
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            rate = next((r for prefix, r in rates.items() if name.startswith(prefix)), 1.0)
-            if not groups or groups[-1]["rate"] != rate:
-                groups.append({"params": [], "rate": rate})
-            groups[-1]["params"].append(parameter)
-        return groups
 
     def add(self, gradients: Sequence[Tensor | None], start: int = 0, weight: float = 1.0) -> None:
         """Add gradients of `parameters[start:]` to the current shard's."""
@@ -117,7 +96,7 @@ class Updater:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         lr = self.lr * learning_rate_factor(self.schedule, step, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["rate"]
+            group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -161,7 +140,7 @@ def _block_lr(lr: float | tuple[float, ...], index: int) -> float:
 
 
 def _make_optimizer(
-    parameters: list[dict[str, Any]], settings: OptimizerSettings, lr: float
+    parameters: list[nn.Parameter], settings: OptimizerSettings, lr: float
 ) -> torch.optim.Optimizer | None:
     if not parameters:  # a block of parameter-free units has nothing to update
         return None

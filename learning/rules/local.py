@@ -16,4 +16,4 @@ class Local(Rule):
     head: HeadSettings = HeadSettings()
 
     def objective(self, shape: tuple[int, ...], classes: int, steps: int) -> Objective | None:
-        return AuxiliaryClassifier(make_head(self.head, shape, classes), self.head.rate)
+        return AuxiliaryClassifier(make_head(self.head, shape, classes))

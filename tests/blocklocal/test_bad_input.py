@@ -94,7 +94,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "there is no file no.parquet: give the path of a Parquet file",
         ),
         (["training.batch=5000"], "batch 5000 is larger than the 1293 train rows: lower"),
-        (["optimizer.lr=[0.1]"], "optimizer.lr lists 1 values, but there is a block 2"),
+        (["optimizer.lr=[0.1]"], "optimizer.lr lists 1 values for 2 blocks: give one a block"),
         (["rule.kind=bll", "rule.latent.kind=categorical", "rule.latent.states=3"], "rule.latent"),
         (["no-such.yaml"], "'no-such.yaml' is not a setting: write dotted.key=value"),
         (["network.kind=resnet", "network.widths=null"], "network.widths = None is not possible"),

@@ -125,7 +125,7 @@ def test_a_network_of_fit_cannot_be_evaluated_by_the_command_line(
     fit(_network(), blobs(), blocks=["2"], **sections)
     assert cli.main(["eval", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
-    assert "do not fit its network.kind = mlp (a run of blocklocal.fit" in said
+    assert "was trained in Python with data and network in memory" in said
 
 
 def test_a_custom_network_from_the_current_directory(

@@ -152,7 +152,7 @@ def test_eval_repeats_what_training_reported(capsys: Capture, finished: Path) ->
         out = command(capsys, "eval", finished, "--split", name, "--checkpoint", "last")
         reported = _reported(finished, split_name=name)
         accuracy, loss = reported["block2/accuracy"], reported["block2/loss"]
-        assert out == f"{name} accuracy {accuracy:.4%}  loss {loss:.6f}\n"
+        assert out == f"step 40  {name} accuracy {accuracy:.4%}  loss {loss:.6f}\n"
 
 
 def test_the_best_checkpoint_is_the_default(
@@ -168,7 +168,7 @@ def test_the_best_checkpoint_is_the_default(
     checkpoints.mark(last=41)
     words = ["eval", tmp_path / "run", "--split", "validation"]
     accuracy = _reported(finished, best - 1, "validation")["block2/accuracy"]
-    assert command(capsys, *words).startswith(f"validation accuracy {accuracy:.4%}  ")
+    assert command(capsys, *words).startswith(f"step {best}  validation accuracy {accuracy:.4%}  ")
     assert command(capsys, *words) == command(capsys, *words, "--checkpoint", str(best))
     assert command(capsys, *words) != command(capsys, *words, "--checkpoint", "last")
     assert f"(step {best})\n" in command(capsys, "export", tmp_path / "run", tmp_path / "w")
@@ -206,7 +206,7 @@ def test_float64_weights_are_evaluated_in_float64(capsys: Capture, tmp_path: Pat
     short = ["training.steps=3", "precision.compute=float64", f"run.directory={path}"]
     command(capsys, "train", *SMALL, *short)
     run = RunDirectory.open(path)
-    config, dataset, model = load_run(run, "last")
+    config, dataset, model = load_run(run, 3)
     assert {p.dtype for p in model.parameters()} == {torch.float64}
     loss, _ = evaluate_model(model, dataset, "test", config)
     assert loss == pytest.approx(_reported(path, 2)["block2/loss"], rel=1e-13)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from learning.block import LearnerSettings
 from learning.build import Program
 from learning.credit import Hop
-from learning.heads import LinearHead
+from learning.heads import PooledLinear
 from learning.objectives import AuxiliaryClassifier, Objective
 from learning.rules import Rule
 from learning.sequential import SequentialEngine
@@ -43,7 +43,7 @@ class Hops(Rule):
         return Hop(self.weights)
 
     def objective(self, shape: tuple[int, ...], classes: int, steps: int) -> Objective | None:
-        return AuxiliaryClassifier(LinearHead(shape, classes))
+        return AuxiliaryClassifier(PooledLinear(shape, classes, grid=1))
 
 
 def learner_settings(

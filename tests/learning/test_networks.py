@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from learning.errors import UserError
+from learning.heads import HeadSettings, make_head
 from learning.networks import CustomSettings, MLPSettings, ResNetSettings, build_network
 from learning.units import units_of
 from tests.learning.helpers import assert_same_bits
@@ -141,3 +142,22 @@ def test_a_factory_that_cannot_be_imported(factory):
 def test_a_factory_needs_a_colon():
     with pytest.raises(ValidationError, match="factory"):
         CustomSettings(factory="tests.learning.helpers.make_custom")
+
+
+@pytest.mark.parametrize(
+    ("kind", "grid", "shape", "weights"),
+    [
+        ("linear", 1, (8, 5, 5), 8 * 3 + 3),
+        ("linear", 2, (8, 5, 5), 8 * 4 * 3 + 3),
+        ("linear", 9, (8, 5, 4), 8 * 20 * 3 + 3),  # no more cells than the image has
+        ("linear", 2, (8,), 8 * 3 + 3),
+        ("conv", 1, (8, 5, 5), 8 * 6 * 9 + 2 * 6 + 6 * 3 + 3),
+        ("conv", 2, (8, 5, 5), 8 * 6 * 9 + 2 * 6 + 6 * 4 * 3 + 3),
+        ("conv", 9, (8, 5, 5), 8 * 6 * 9 + 2 * 6 + 6 * 9 * 3 + 3),  # stride 2 leaves 3 x 3
+        ("conv", 2, (8,), 8 * 6 + 2 * 6 + 6 * 3 + 3),
+    ],
+)
+def test_auxiliary_heads(kind, grid, shape, weights):
+    head = make_head(HeadSettings(kind=kind, grid=grid, width=6), shape, 3)
+    assert head(torch.randn(2, *shape)).shape == (2, 3)
+    assert sum(p.numel() for p in head.parameters()) == weights
