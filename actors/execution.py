@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from actors.mailbox import Mailbox
+from actors.mailbox import Mailbox, StoppedError
 from actors.operations import Key, Kind, Operation, Report, Span
 from actors.transport import Channel
 from actors.wire import detach_state
 from learning.block import BlockLearner
 from learning.data import Batches
+from learning.errors import UserError
 from learning.feedback import FeedbackLearner, table_step
 from learning.messages import Message
 
@@ -30,26 +31,42 @@ class Executor(ABC):
         self.report = Report()
 
     def run(self, operations: Sequence[Operation]) -> Report:
-        """Execute operations in order; returns what they left behind."""
+        """Execute operations in order; returns what they left behind.
+
+        A user's error ends the chunk and is a part of the report, like all that was done before.
+        """
         # Ray may run each call on another thread, and torch keeps the number a thread.
         torch.set_num_threads(self.threads)
         self.report = Report()
-        for operation in operations:
-            waited, blocked = self.mailbox.waited_ns, self._blocked_ns()
-            started = time.time_ns()
-            self.execute(operation)
-            self.report.spans.append(
-                Span(
-                    operation.kind.value,
-                    operation.step,
-                    operation.shard,
-                    started,
-                    time.time_ns(),
-                    self.mailbox.waited_ns - waited,
-                    self._blocked_ns() - blocked,
-                )
-            )
+        try:
+            for operation in operations:
+                self._run_one(operation)
+        except UserError as error:
+            self.report.error = error
+            self.mailbox.fail(StoppedError())
+        except Exception:
+            if not self.mailbox.stopped:
+                raise
+            # The cause is another actor's; this one still reports what it has done.
         return self.report
+
+    def _run_one(self, operation: Operation) -> None:
+        if self.mailbox.stopped:
+            raise StoppedError
+        waited, blocked = self.mailbox.waited_ns, self._blocked_ns()
+        started = time.time_ns()
+        self.execute(operation)
+        self.report.spans.append(
+            Span(
+                operation.kind.value,
+                operation.step,
+                operation.shard,
+                started,
+                time.time_ns(),
+                self.mailbox.waited_ns - waited,
+                self._blocked_ns() - blocked,
+            )
+        )
 
     def _blocked_ns(self) -> int:
         return sum(channel.blocked_ns for channel in self.channels.values())

@@ -9,13 +9,29 @@ from actors.operations import Key
 from learning.messages import Message
 
 
+class StoppedError(RuntimeError):
+    """The run ends: nobody will send what this actor waits for."""
+
+
 class Mailbox:
     """Messages by key, delivered by transport threads and taken by the program's thread."""
 
     def __init__(self) -> None:
         self._messages: dict[Key, Message] = {}
         self._changed = threading.Condition()
+        self._error: Exception | None = None
         self.waited_ns = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run ends."""
+        return isinstance(self._error, StoppedError)
+
+    def fail(self, error: Exception) -> None:
+        """Let everyone who waits here, now or later, get this error instead."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
 
     def put(self, key: Key, message: Message) -> None:
         """Deliver a message.
@@ -30,12 +46,18 @@ class Mailbox:
             self._changed.notify_all()
 
     def take(self, key: Key) -> Message:
-        """Wait for a message and remove it; the time waited is added to `waited_ns`."""
+        """Wait for a message and remove it; the time waited is added to `waited_ns`.
+
+        Raises:
+            Exception: what `fail` was given.
+        """
         with self._changed:
             if key not in self._messages:
                 started = time.monotonic_ns()
-                self._changed.wait_for(lambda: key in self._messages)
+                self._changed.wait_for(lambda: key in self._messages or self._error)
                 self.waited_ns += time.monotonic_ns() - started
+            if self._error:
+                raise self._error
             message = self._messages.pop(key)
             self._changed.notify_all()
         return message
@@ -43,4 +65,6 @@ class Mailbox:
     def wait_taken(self, key: Key) -> None:
         """Wait until the message is no longer here: the sender's window depends on it."""
         with self._changed:
-            self._changed.wait_for(lambda: key not in self._messages)
+            self._changed.wait_for(lambda: key not in self._messages or self._error)
+            if self._error:
+                raise self._error

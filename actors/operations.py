@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from learning.errors import UserError
+
 
 class Kind(StrEnum):
     """What an operation does. F, B, U, V, E, S are those of docs/architecture.md."""
@@ -59,13 +61,14 @@ class Span(NamedTuple):
 
 @dataclass
 class Report:
-    """What an actor returns for one chunk of its program."""
+    """What an actor returns for one chunk of its program; with an error, what it did before."""
 
     spans: list[Span] = field(default_factory=list)
     steps: dict[int, dict[str, float]] = field(default_factory=dict)
     evaluations: list[tuple[int, str, dict[str, float]]] = field(default_factory=list)
     snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     bytes_sent: int = 0
+    error: UserError | None = None
 
 
 class Key(NamedTuple):

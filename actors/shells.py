@@ -17,7 +17,7 @@ from actors.execution import (
     FeedbackExecutor,
     SourceExecutor,
 )
-from actors.mailbox import Mailbox
+from actors.mailbox import Mailbox, StoppedError
 from actors.operations import Key, Operation, Report
 from actors.transport import ObjectStoreChannel
 from learning.build import Program, build_block, build_feedback
@@ -42,10 +42,19 @@ class _Shell:
     @ray.method(concurrency_group=MAIL)
     def deliver(self, key: Key, arrays: wire.Arrays, hold: bool) -> None:
         """Receive a message; with `hold`, return only when the program has taken it."""
-        # Read the field now: pickling a NamedTuple keeps its class, so keys compare equal.
-        self._executor.mailbox.put(key, wire.decode(arrays, self._device))
+        mailbox = self._executor.mailbox
+        try:
+            mailbox.put(key, wire.decode(arrays, self._device))
+        except Exception as error:
+            mailbox.fail(error)  # the sender may not look, and the program waits for this message
+            raise
         if hold:
-            self._executor.mailbox.wait_taken(key)
+            mailbox.wait_taken(key)
+
+    @ray.method(concurrency_group=MAIL)
+    def stop(self) -> None:
+        """End the chunk under way, which then reports what it has done."""
+        self._executor.mailbox.fail(StoppedError())
 
     @ray.method
     def connect(self, channels: Mapping[str, tuple[Any, int | None]]) -> str | None:

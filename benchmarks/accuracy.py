@@ -4,7 +4,7 @@
 
 Runs the sequential engine, whose weights equal the Ray engine's bit for bit (tests/orchestrator),
 one thread a run and `--workers` runs at once. Finished runs are kept in the results file and not
-repeated while the settings stay the same.
+repeated while the settings and the version of torch stay the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from benchmarks import records
 from blocklocal.config import load_config
 from blocklocal.preparation import prepare
 from blocklocal.training import train
+from orchestrator.version import code_version
 
 CONFIGURATION = Path("examples/cifar10.yaml")
 RULES: dict[str, tuple[str, ...]] = {
@@ -43,16 +44,36 @@ BLOCK = "block4"
 
 def run_one(words: list[str]) -> dict[str, Any]:
     """Train one configuration in this process; returns its test accuracies and seconds."""
-    config = load_config(CONFIGURATION, words)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
         location = f"run.directory={directory}/run"
         result = train(prepare(load_config(CONFIGURATION, [*words, location])))
     return {
-        "settings": config.model_dump(mode="json", exclude={"data": {"train", "test"}}),
+        "settings": settings_of(words),
         "metrics": result.metrics,
         "seconds": time.perf_counter() - started,
+        "code": code(code_version()),
     }
+
+
+def code(version: dict[str, Any]) -> dict[str, Any]:
+    """What of the code version is kept with each run: a file may hold runs of several."""
+    return {name: version.get(name) for name in ("git_commit", "git_dirty", "torch")}
+
+
+def settings_of(words: list[str]) -> dict[str, Any]:
+    """All settings of a run but where its data lie."""
+    config = load_config(CONFIGURATION, words)
+    return config.model_dump(mode="json", exclude={"data": {"train", "test"}})
+
+
+def finished_runs(file: Path) -> list[dict[str, Any]]:
+    """The runs of a results file, each with its code version."""
+    if not file.exists():
+        return []
+    record = json.loads(file.read_text())
+    # Runs from before the version was kept with each are of the file's.
+    return [{"code": code(record["environment"]["code"]), **run} for run in record["runs"]]
 
 
 def in_a_process(words: list[str]) -> dict[str, Any]:
@@ -114,25 +135,29 @@ def main() -> None:
         "tracking.enabled=false",
     ]
     file = records.RESULTS / "accuracy.json"
-    done = json.loads(file.read_text())["runs"] if file.exists() else []
-    record = {"environment": records.environment(), "runs": done}
-
-    def study(job: tuple[int, str]) -> None:
-        seed, rule = job
-        words = [*common, *RULES[rule], f"training.seed={seed}"]
-        settings = load_config(CONFIGURATION, words).model_dump(
-            mode="json", exclude={"data": {"train", "test"}}
-        )
-        if any(run["settings"] == settings for run in record["runs"]):
-            return
-        record["runs"].append({"rule": rule, "seed": seed, **in_a_process(words)})
-        order = list(RULES)
-        record["runs"].sort(key=lambda run: (order.index(run["rule"]), run["seed"]))
-        records.write("accuracy", record, page(record))
-
-    jobs = [(seed, rule) for seed in range(arguments.seeds) for rule in RULES]
+    environment = records.environment()
+    torch_version = environment["code"]["torch"]
+    runs = [run for run in finished_runs(file) if run["code"]["torch"] == torch_version]
+    done = [run["settings"] for run in runs]
+    order = list(RULES)
     with ThreadPoolExecutor(arguments.workers) as pool:
-        list(pool.map(study, jobs))
+        started: dict[Future[dict[str, Any]], dict[str, Any]] = {}
+        for seed in range(arguments.seeds):
+            for rule in RULES:
+                words = [*common, *RULES[rule], f"training.seed={seed}"]
+                if settings_of(words) not in done:
+                    job = {"rule": rule, "seed": seed}
+                    started[pool.submit(in_a_process, words)] = job
+        try:
+            # Only this thread touches the runs and the file.
+            for future in as_completed(started):
+                runs.append({**started[future], **future.result()})
+                runs.sort(key=lambda run: (order.index(run["rule"]), run["seed"]))
+                record = {"environment": environment, "runs": runs}
+                records.write("accuracy", record, page(record))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 if __name__ == "__main__":

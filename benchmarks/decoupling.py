@@ -143,10 +143,9 @@ def decoupled(steps: int, window: int) -> dict[str, Any]:
             spans.setdefault(event.actor, []).extend(event.spans)
         elif isinstance(event, StepDone) and event.step == WARMUP - 1:
             before = cpu_seconds()
-            first = event.step
     used = {name: seconds - before.get(name, 0.0) for name, seconds in cpu_seconds().items()}
     engine.close()
-    counted = steps - 1 - first
+    counted = steps - WARMUP
     last = [s for s in spans["block2"] if s.kind == "U"]
     wall = (last[-1].ended - last[WARMUP - 1].ended) / 1e9
     record: dict[str, Any] = {

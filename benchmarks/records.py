@@ -40,6 +40,13 @@ def _processor() -> str:
 def write(name: str, record: dict[str, Any], page: str) -> None:
     """Write `results/<name>.json` and the Markdown page made of it."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / f"{name}.md").write_text(page, encoding="utf-8")
+    _replace(RESULTS / f"{name}.json", json.dumps(record, indent=1) + "\n")
+    _replace(RESULTS / f"{name}.md", page)
     print(page)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all: it may be hours of work."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)

@@ -4,7 +4,8 @@
 and `UserError` is what bad input raises.
 """
 
-from blocklocal.training import Result, fit
+from blocklocal.api import fit
+from blocklocal.training import Result
 from learning.data import Dataset, arrays_dataset
 from learning.errors import UserError
 

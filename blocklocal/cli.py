@@ -19,6 +19,7 @@ from blocklocal.config import RunConfig, load_config, make_config
 from blocklocal.inference import evaluate_model, load_run
 from blocklocal.observers import Progress
 from blocklocal.preparation import prepare
+from blocklocal.resuming import check_given, check_resumable, start_of
 from blocklocal.training import Result, resume, train
 from learning.errors import UserError
 from orchestrator.engine import ActorLostError
@@ -54,14 +55,19 @@ def _configuration(words: tuple[str, ...]) -> RunConfig:
 def train_command(
     *words: Annotated[str, Parameter(help="a YAML file, then dotted.key=value settings")],
     resume_run: Annotated[Path | None, Parameter(name="--resume", help="a run directory")] = None,
+    checkpoint: Annotated[
+        str | None, Parameter(help="resume from best, last or a step; by default last")
+    ] = None,
     dry_run: Annotated[bool, Parameter(help="print configuration and plan only")] = False,
 ) -> None:
     """Train a network, or go on with a run."""
     if resume_run is not None and dry_run:
         raise UserError("--dry-run does not go with --resume: leave one of them out")
     if resume_run is not None:
-        _resume(resume_run, words)
+        _resume(resume_run, words, checkpoint)
         return
+    if checkpoint is not None:
+        raise UserError("--checkpoint goes with --resume only: give both or leave it out")
     config = _configuration(words)
     with cluster(config):
         prepared = prepare(config)
@@ -75,39 +81,19 @@ def train_command(
     _closing(result, progress)
 
 
-def _resume(path: Path, words: tuple[str, ...]) -> None:
+def _resume(path: Path, words: tuple[str, ...], checkpoint: str | None) -> None:
     run = RunDirectory.open(path)
+    old = make_config(run.config)
+    check_given(run, old, in_python=False)
     config = load_config(None, words, base=run.config)
-    check_resumable(make_config(run.config), config)
+    check_resumable(old, config)
+    start = start_of(run, checkpoint)
     with cluster(config):
         prepared = prepare(config, plan=run.plan)
-        start = run.checkpoints.last or 0
         _say(f"resuming {path} at step {start} of {prepared.schedule.steps}")
         with Progress(console, start, prepared.schedule.steps) as progress:
-            result = resume(prepared, run, [progress])
+            result = resume(prepared, run, [progress], start or None)
     _closing(result, progress)
-
-
-def check_resumable(old: RunConfig, new: RunConfig) -> None:
-    """Only what does not change the mathematics may change on resuming.
-
-    Raises:
-        UserError: naming the first section that differs.
-    """
-    threads = [c.engine.resources.threads for c in (old, new)]
-    if threads[0] != threads[1]:
-        raise UserError(
-            f"this run was made with engine.resources.threads = {threads[0]} and cannot go on with "
-            f"{threads[1]}, which rounds differently: resume it unchanged or start anew"
-        )
-    free = {"engine", "tracking", "run"}
-    for section in RunConfig.model_fields:
-        before, after = getattr(old, section), getattr(new, section)
-        if section not in free and before != after:
-            raise UserError(
-                f"this run was made with {section} = {before.model_dump(mode='json')} and cannot "
-                f"go on with {after.model_dump(mode='json')}: resume it unchanged or start anew"
-            )
 
 
 def _closing(result: Result, progress: Progress) -> None:
@@ -226,15 +212,21 @@ def main(arguments: list[str] | None = None) -> int:
             result_action="return_value",
         )
     except (UserError, CycloptsError) as error:
-        print(f"blocklocal: {error}", file=sys.stderr)
+        print("\n".join([f"blocklocal: {error}", *_notes(error)]), file=sys.stderr)
         return 2
     except ActorLostError as error:
-        print(f"blocklocal: {error}; go on with --resume", file=sys.stderr)
+        text = f"blocklocal: {error}; go on with --resume"
+        print("\n".join([text, *_notes(error)]), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("blocklocal: interrupted; go on with --resume", file=sys.stderr)
         return 130
     return 0
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What else went wrong on the way out."""
+    return list(getattr(error, "__notes__", []))
 
 
 if __name__ == "__main__":

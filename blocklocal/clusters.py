@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ def cluster(config: RunConfig) -> Iterator[None]:
         yield
         return
     address = config.engine.address
+    # Ray would send usage statistics home: a training run reports to nobody. Say 1 to allow it.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         if address is None:
             ray.init(
@@ -27,7 +30,7 @@ def cluster(config: RunConfig) -> Iterator[None]:
                 include_dashboard=False,
                 logging_level=logging.WARNING,
                 log_to_driver=False,
-                _node_ip_address="127.0.0.1",  # a laptop's run is nobody else's business
+                _node_ip_address="127.0.0.1",  # no need to be reached from elsewhere
             )
         else:
             _knock(address)

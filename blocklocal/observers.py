@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -11,16 +13,18 @@ from rich.table import Table
 
 from actors.operations import Span
 from orchestrator.events import Metrics
-from tuning.tracking import Tracker
+from tuning.tracking import Status, Tracker, reason
 
+_log = logging.getLogger(__name__)
 PLAIN_SECONDS = 5.0  # between plain lines when the output is not a terminal
 
 
 class TrackingObserver:
-    """Sends every learner's metrics to MLflow."""
+    """Sends every learner's metrics to MLflow; where that fails, training goes on without it."""
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
+        self._failed, self._dropped = False, 0
 
     def stepped(self, step: int, metrics: Metrics) -> None:
         self._log(step, "train", metrics)
@@ -31,11 +35,38 @@ class TrackingObserver:
     def worked(self, actor: str, spans: Sequence[Span]) -> None:
         """Spans stay in the run directory."""
 
+    def artifact(self, path: Path, directory: str | None = None) -> None:
+        """Send a file."""
+        self._attempt(lambda: self._tracker.log_artifact(path, directory))
+
+    def end(self, status: Status) -> None:
+        """Close the run of MLflow; say what it lacks."""
+        tried_before = self._failed
+        self._failed = False  # the last attempt is worth its time: what waits may still be sent
+        self._attempt(lambda: self._tracker.end(status), quietly=tried_before)
+        lacking = self._dropped + self._tracker.waiting
+        if tried_before or self._failed:
+            _log.warning(
+                "MLflow lacks %d metrics of this run, and perhaps files: the run directory has all",
+                lacking,
+            )
+
     def _log(self, step: int, split: str, metrics: Metrics) -> None:
-        self._tracker.log_metrics(
-            step,
-            {f"{split}/{n}/{m}": v for n, values in metrics.items() for m, v in values.items()},
-        )
+        flat = {f"{split}/{n}/{m}": v for n, values in metrics.items() for m, v in values.items()}
+        if self._failed:
+            self._dropped += len(flat)
+        self._attempt(lambda: self._tracker.log_metrics(step, flat))
+
+    def _attempt(self, act: Callable[[], None], *, quietly: bool = False) -> None:
+        """Try only until the first failure: with a dead server each attempt takes minutes."""
+        if self._failed:
+            return
+        try:
+            act()
+        except Exception as error:  # of MLflow, a database driver, requests or the system
+            self._failed = True
+            if not quietly:
+                _log.warning("MLflow failed (%s): training goes on without it", reason(error))
 
 
 class Progress:

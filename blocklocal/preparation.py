@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from blocklocal.config import RunConfig
+from blocklocal.resuming import with_absolute_paths
 from learning.block import LearnerSettings
 from learning.build import Program, check_program
 from learning.data import Batches, Dataset, load_dataset
 from learning.errors import UserError
 from learning.networks import build_network
+from learning.numerics import Numerics
 from learning.units import Unit, units_of
 from orchestrator.placement import even_cpus, free_resources
 from orchestrator.plan import Plan, make_plan
@@ -67,20 +69,23 @@ def prepare(
         shards=training.shards,
         augment=config.data.augment,
     )
+    config = with_absolute_paths(config)  # not before: messages name what was given
     if model is None:
         model = build_network(config.network, dataset.input_shape, dataset.classes, training.seed)
-    if config.precision.compute == "float64":
-        model = model.double()
     units = units_of(model)
+    model.to(dtype=_numerics(config).dtype)
+    threads = config.engine.resources.threads or max(1, _cores() // config.blocks.count)
     if plan is None:
-        sample = torch.zeros(
-            training.batch, *dataset.input_shape, dtype=next(iter(model.parameters())).dtype
-        )
-        plan = _plan(config, units, sample)
+        plan = _plan(config, units, dataset.input_shape, threads)
     else:  # what actors reserve may change on resuming
         cpus, gpus = _cpus(config, len(plan.blocks)), config.engine.resources.gpus
         reserved = (b.model_copy(update={"cpus": cpus, "gpus": gpus}) for b in plan.blocks)
         plan = Plan(blocks=tuple(reserved))
+        if plan.blocks[0].input_shape != dataset.input_shape:
+            raise UserError(
+                f"the data have rows of shape {dataset.input_shape} and the run had "
+                f"{plan.blocks[0].input_shape}: resume it with its own data"
+            )
     if plan.blocks[-1].output_shape != (dataset.classes,):
         raise UserError(
             f"the network gives an output of shape {plan.blocks[-1].output_shape} for "
@@ -100,7 +105,6 @@ def prepare(
     program = Program(config.rule, learner_settings, shapes, dataset.classes)
     check_program(program)
     every = training.evaluate_every or batches.steps_per_epoch
-    threads = config.engine.resources.threads or max(1, _cores() // len(plan.blocks))
     return Prepared(
         _with_threads(config, threads),
         dataset,
@@ -134,6 +138,21 @@ def _cpus(config: RunConfig, blocks: int) -> float:
     return even_cpus(sum(n.get("CPU", 0.0) for n in nodes), blocks)
 
 
-def _plan(config: RunConfig, units: Sequence[Unit], sample: torch.Tensor) -> Plan:
+def _numerics(config: RunConfig) -> Numerics:
+    return Numerics(config.precision, torch.device("cpu"))
+
+
+def _plan(
+    config: RunConfig, units: Sequence[Unit], input_shape: Sequence[int], threads: int
+) -> Plan:
+    """Cut the network by what its units take as they will run: in type, and in threads."""
+    numerics = _numerics(config)
+    sample = torch.zeros(config.training.batch, *input_shape, dtype=numerics.dtype)
     cpus, gpus = _cpus(config, config.blocks.count), config.engine.resources.gpus
-    return make_plan(units, config.blocks, sample, cpus=cpus, gpus=gpus)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with numerics.autocast():
+            return make_plan(units, config.blocks, sample, cpus=cpus, gpus=gpus)
+    finally:
+        torch.set_num_threads(before)

@@ -1,25 +1,23 @@
-"""From a prepared run to a finished one: engine, records, tracking; and the Python API."""
+"""From a prepared run to a finished one: engine, records, tracking."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from blocklocal.clusters import cluster
-from blocklocal.config import dotted, make_config
+from blocklocal.config import dotted
 from blocklocal.observers import TrackingObserver
-from blocklocal.preparation import Prepared, prepare
-from learning.data import Dataset
+from blocklocal.preparation import Prepared
+from blocklocal.resuming import check_same_network, recorded, start_of
 from orchestrator.engine import RayEngine
 from orchestrator.events import Engine
 from orchestrator.inline import InlineEngine
-from orchestrator.placement import check_fit, free_resources
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import State, export, model_state
@@ -69,93 +67,124 @@ def _engine(prepared: Prepared) -> Engine:
 def train(prepared: Prepared, observers: Sequence[Observer] = ()) -> Result:
     """Train a new run from its first step, in a run directory of its own."""
     config = prepared.config
-    if config.engine.kind == "ray":
-        check_fit(prepared.plan, free_resources())
     stamp = time.strftime("%Y%m%d-%H%M%S")
     path = config.run.directory or Path("runs") / f"{config.run.name}-{stamp}"
-    run = RunDirectory.create(path, config=config.model_dump(mode="json"), version=code_version())
-    with run.lock():
-        run.save_plan(prepared.plan)
-        return _train(prepared, run, 0, observers)
+    engine = _engine(prepared)  # first: a cluster without room leaves nothing behind
+    with _afterwards(lambda _: engine.close()):
+        run = RunDirectory.create(
+            path, config=recorded(config), version=code_version(), plan=prepared.plan
+        )
+        with run.lock():
+            return _train(prepared, run, engine, 0, observers)
 
 
-def resume(prepared: Prepared, run: RunDirectory, observers: Sequence[Observer] = ()) -> Result:
-    """Go on with a run from its last checkpoint, or from the start when it has none."""
+def resume(
+    prepared: Prepared,
+    run: RunDirectory,
+    observers: Sequence[Observer] = (),
+    checkpoint: str | int | None = None,
+) -> Result:
+    """Go on with a run from a checkpoint, by default the last; from the start without any.
+
+    Raises:
+        UserError: when the checkpoint is damaged or of another network; the run stays as it is.
+    """
     with run.lock():
-        last = run.checkpoints.last
-        start = last or 0
-        run.rewind(start)
-        run.update_state(status="running", error=None, steps=start)
-        return _train(prepared, run, start, observers)
+        start = start_of(run, checkpoint)
+        state = run.checkpoints.load(start).state if start else None
+        if state is not None:
+            check_same_network(run, prepared.model, state)
+        engine = _engine(prepared) if start < prepared.schedule.steps else None
+        with _afterwards(lambda _: engine.close() if engine else None):
+            if engine and state is not None:
+                engine.load(state, start)
+            if start and start != run.checkpoints.last:
+                run.checkpoints.mark(last=start)  # or a crash before the next one would skip steps
+            run.rewind(start)
+            run.update_state(status="running", error=None, steps=start)
+            return _train(prepared, run, engine, start, observers)
 
 
 def _train(
-    prepared: Prepared, run: RunDirectory, start: int, observers: Sequence[Observer]
+    prepared: Prepared,
+    run: RunDirectory,
+    engine: Engine | None,
+    start: int,
+    observers: Sequence[Observer],
 ) -> Result:
-    config, plan = prepared.config, prepared.plan
-    try:
+    config, plan, steps = prepared.config, prepared.plan, prepared.schedule.steps
+
+    def record(error: BaseException | None) -> None:
+        if error is not None:
+            run.update_state(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
+
+    def end(error: BaseException | None) -> None:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        tracking.end("FINISHED" if error is None else "KILLED" if interrupted else "FAILED")
+
+    with _afterwards(record):
         tracker = Tracker(
             config.tracking,
             run.path.parent,
-            dotted(config),
+            dotted(recorded(config)),
             _tags(prepared),
             run.state.mlflow_run_id,
         )
-    except BaseException as error:
-        run.update_state(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
-        raise
-    if tracker.run_id is not None:
-        run.update_state(mlflow_run_id=tracker.run_id)
-    trainer = Trainer(
-        run,
-        run.checkpoints,
-        plan.hash(),
-        config.rule.model_dump(mode="json"),
-        f"block{len(plan.blocks)}",
-        [*observers, TrackingObserver(tracker)],
-    )
-    steps = prepared.schedule.steps
-    calendar = prepared.schedule.calendar(prepared.batches, config.training.evaluation_batch)
-    try:
-        if start < steps:
-            engine = _engine(prepared)
-            try:
-                if start:
-                    engine.load(run.checkpoints.load(start).state, start)
+        tracking = TrackingObserver(tracker)
+        with _afterwards(end):
+            if tracker.run_id is not None:
+                run.update_state(mlflow_run_id=tracker.run_id)
+            trainer = Trainer(
+                run,
+                run.checkpoints,
+                plan.hash(),
+                config.rule.model_dump(mode="json"),
+                f"block{len(plan.blocks)}",
+                [*observers, tracking],
+            )
+            if engine is not None:
+                evaluation_batch = config.training.evaluation_batch
+                calendar = prepared.schedule.calendar(prepared.batches, evaluation_batch)
                 trainer.train(engine, range(start, steps), calendar)
-            finally:
-                engine.close()
-        state = run.checkpoints.load(steps).state
-        prepared.model.load_state_dict(model_state(state))
-        run.update_state(status="finished")
-        _log_model(tracker, run, state)
-        tracker.end("FINISHED")
-    except BaseException as error:
-        run.update_state(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
-        tracker.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
+            state = run.checkpoints.load(steps).state
+            prepared.model.load_state_dict(model_state(state))
+            run.update_state(status="finished")
+            if tracker.run_id is not None:
+                _send_files(tracking, run, state)
     return Result(run.path, prepared.model, plan, _last_evaluations(run))
 
 
+@contextmanager
+def _afterwards(act: Callable[[BaseException | None], None]) -> Iterator[None]:
+    """Call `act` at the end with what was raised, or None; its own failure never hides that."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            act(error)
+        except BaseException as second:
+            error.add_note(f"and cleaning up failed: {type(second).__name__}: {second}")
+        raise
+    act(None)
+
+
 def _tags(prepared: Prepared) -> dict[str, str]:
-    version = code_version()
+    config, version = prepared.config, code_version()
     return {
-        "rule": prepared.config.rule.kind,
-        "network": prepared.config.network.kind,
+        "rule": config.rule.kind,
+        "network": "given" if "network" in config.run.given else config.network.kind,
         "plan": prepared.plan.hash(),
         "commit": str(version["git_commit"]),
     }
 
 
-def _log_model(tracker: Tracker, run: RunDirectory, state: State) -> None:
-    if tracker.run_id is None:
-        return
+def _send_files(tracking: TrackingObserver, run: RunDirectory, state: State) -> None:
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "model.safetensors"
         export(state, file)
-        tracker.log_artifact(file, "model")
+        tracking.artifact(file, "model")
     for name in ("config.yaml", "plan.json", "version.json"):
-        tracker.log_artifact(run.path / name)
+        tracking.artifact(run.path / name)
 
 
 def _last_evaluations(run: RunDirectory) -> dict[str, float]:
@@ -169,31 +198,3 @@ def _last_evaluations(run: RunDirectory) -> dict[str, float]:
                 if name not in ("step", "split")
             }
     return last
-
-
-def fit(
-    model: nn.Module,
-    data: Dataset,
-    *,
-    blocks: int | Sequence[str] = 2,
-    rule: str | Mapping[str, Any] = "local",
-    observers: Sequence[Observer] = (),
-    **sections: Mapping[str, Any],
-) -> Result:
-    """Train an `nn.Sequential` block-locally.
-
-    Args:
-        model: maps (B, *input_shape) to (B, classes); its weights are trained in place.
-        data: splits in memory, see `blocklocal.arrays_dataset`.
-        blocks: how many, or the names of the units that start a new block.
-        rule: a rule's kind, or its settings.
-        sections: other sections of the configuration: `optimizer={"lr": 0.01}`, `training={...}`.
-
-    Raises:
-        UserError: for anything that cannot be run.
-    """
-    cut = {"count": blocks} if isinstance(blocks, int) else {"at": list(blocks)}
-    tree = {"blocks": cut, "rule": {"kind": rule} if isinstance(rule, str) else rule, **sections}
-    config = make_config(tree)
-    with cluster(config):
-        return train(prepare(config, model=model, dataset=data), observers)

@@ -89,10 +89,12 @@ class BlockLearner:
         self.chain = Chain(self.units)
         self.numerics = Numerics(self.settings.precision, self.device)
         self.numerics.prepare(self.chain)
+        self.chain.train()  # whatever mode the user's module came in
         named = [(self.chain.original_name(n), p) for n, p in self.chain.named_parameters()]
         self._block_parameters = [p for _, p in named if p.requires_grad]
         if self.objective is not None:
             self.numerics.prepare(self.objective)
+            self.objective.train()
             named += [(f"auxiliary.{n}", p) for n, p in self.objective.named_parameters()]
         self.updater = Updater(
             named,

@@ -10,6 +10,7 @@ import torch
 from learning.block import BlockLearner, LearnerSettings
 from learning.errors import UserError
 from learning.feedback import FeedbackLearner, FeedbackModule
+from learning.messages import Message
 from learning.numerics import seeded
 from learning.objectives import TaskLoss
 from learning.readout import Readout
@@ -113,7 +114,23 @@ def check_program(program: Program) -> None:
         raise UserError(
             f"optimizer.lr lists {len(rates)} values for {program.blocks} blocks: give one a block"
         )
+    upstream: Message | None = None
+    tables: dict[int, Message] = {}
+    for k in range(program.feedback_modules, 0, -1):
+        source = upstream if program.feedback_chain else None
+        tables[k], upstream = build_feedback(program, k).forward(0, source)
+    samples = program.settings.batch // program.settings.shards
     for k in range(1, program.blocks + 1):
-        build_block(program, k, ())
-    for k in range(1, program.feedback_modules + 1):
-        build_feedback(program, k)
+        learner = build_block(program, k, ())
+        shape = program.output_shapes[k - 1]
+        if learner.objective is None:
+            continue
+        h = torch.zeros(samples, *shape, dtype=learner.numerics.dtype)
+        try:
+            learner.objective(h, torch.zeros(samples, dtype=torch.long), tables.get(k))
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the objective of block {k} cannot work on {samples} samples of shape {shape} "
+                f"({reason}): cut the network at another unit or use fewer training.shards"
+            ) from error

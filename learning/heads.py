@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from learning.errors import UserError
 from learning.settings import Settings
 
 
@@ -72,6 +73,11 @@ def make_head(settings: HeadSettings, shape: tuple[int, ...], classes: int) -> n
             math.ceil(min(settings.pool, shape[2]) / 2),
         )
         linear = PooledLinear((settings.width, *cells), classes, settings.grid)
+    elif len(shape) != 1:
+        raise UserError(
+            f"rule.head.kind = conv reads activations of shape (features,) or (channels, height, "
+            f"width), not {shape}: cut the network at another unit or use rule.head.kind = linear"
+        )
     else:
         features = nn.Sequential(
             nn.Linear(shape[0], settings.width, bias=False),

@@ -11,5 +11,9 @@ chain carries `raw` (C, U, P). Readout, from a block to its feedback module: `a`
 
 
 def outgoing(tensor: Tensor) -> Tensor:
-    """Detach for sending; contiguous, so that every transport hands over the same layout."""
-    return tensor.detach().contiguous()
+    """Detach for sending, in one layout, whatever transport hands it over.
+
+    The detour over one dimension also fixes the strides of dimensions of size one, which torch
+    counts as contiguous with any stride and NumPy writes anew.
+    """
+    return tensor.detach().contiguous().view(-1).view(tensor.shape)

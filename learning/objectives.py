@@ -116,4 +116,4 @@ class Bootstrap:
 
     def at(self, step: int) -> float:
         """The share at `step`."""
-        return self.share * max(0.0, 1 - step / self.until) if self.until else 0.0
+        return self.share * max(0.0, 1 - step / self.until)

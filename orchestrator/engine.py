@@ -29,6 +29,7 @@ from orchestrator.program import Calendar, block_program, feedback_program, sour
 
 CHUNK_SECONDS = 0.5  # a chunk lasts about this long: reports stay fresh, calls stay rare
 CHUNKS_QUEUED = 2
+STOPPING_SECONDS = 30.0  # for the operation that an actor is in when the run ends
 
 
 class ActorLostError(RuntimeError):
@@ -155,7 +156,7 @@ class RayEngine:
         for module in self._feedback:
             module.operations = lambda chunk: feedback_program(program, calendar, chunk)
         collected, finished, handed = _Collected(), steps.start, steps.start
-        length = 1
+        length, error = 1, None
         while finished < steps.stop:
             while handed < steps.stop and self._room():
                 chunk = range(handed, min(handed + length, steps.stop))
@@ -166,11 +167,20 @@ class RayEngine:
                 yield Worked(actor.name, report.spans, report.bytes_sent)
                 _collect(collected, actor.name, report)
                 length = _chunk_length(report.spans)
+                error = error or report.error
+            if error is not None:
+                for actor, report in self._last_reports():
+                    yield Worked(actor.name, report.spans, report.bytes_sent)
+                    _collect(collected, actor.name, report)
             learners = [a.name for a in (*self._blocks, *self._feedback)]
             ready = min(collected.done.get(name, steps.start - 1) for name in learners)
+            if error is not None:
+                ready -= 1  # the last step of a chunk that was cut short may lack its evaluation
             while finished <= ready:
                 yield from _complete(collected, finished, calendar)
                 finished += 1
+            if error is not None:
+                raise error
 
     def _room(self) -> bool:
         return all(len(actor.calls) < CHUNKS_QUEUED for actor in self._actors)
@@ -184,6 +194,18 @@ class RayEngine:
             actor = pending[call]
             actor.calls.popleft()
             yield actor, self._result(actor.name, call)
+
+    def _last_reports(self) -> Iterator[tuple[_Queue, Report]]:
+        """Stop all actors and take what their chunks have done: it is finished work."""
+        for actor in self._actors:
+            actor.handle.stop.options(num_returns=0).remote()
+        for actor in self._actors:
+            while actor.calls:
+                call = actor.calls.popleft()
+                done, _ = ray.wait([call], timeout=STOPPING_SECONDS)
+                if not done:
+                    break  # it hangs in one operation; the error at hand is what ends the run
+                yield actor, self._result(actor.name, call)
 
     def _result(self, name: str, call: ray.ObjectRef[Any]) -> Any:
         try:
@@ -215,6 +237,8 @@ class RayEngine:
 
 def _chunk_length(spans: Sequence[Span]) -> int:
     """How many steps the next chunk has, from how long those of the last one took."""
+    if not spans:
+        return 1
     steps = len({span.step for span in spans})
     seconds = (spans[-1].ended - spans[0].started) / 1e9
     return max(1, min(100, round(CHUNK_SECONDS * steps / max(seconds, 1e-6))))

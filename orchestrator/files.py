@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -160,3 +161,20 @@ def read_sealed(path: Path, fix: str) -> dict[str, Any]:
 def _checksum(data: Mapping[str, Any]) -> str:
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what crashed attempts to create `path` left: those of processes that are gone."""
+    pattern = re.compile(re.escape(f".{path.name}.new-") + r"(\d{1,9})")
+    for name in os.listdir(path.parent):
+        match = pattern.fullmatch(name)
+        if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
+            shutil.rmtree(path.parent / name, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # else alive, and another user's
+    return True

@@ -41,13 +41,18 @@ def read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
                     if not isinstance(record, dict) or not isinstance(record.get("step", 0), int):
                         raise ValueError("not a record")
                 except ValueError as error:
-                    raise UserError(
-                        f"{path} is damaged in line {number} ({error}): delete that line or "
-                        "restore the file from a copy"
-                    ) from error
+                    raise damaged(path, number, error) from error
                 yield line, record
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): restore it from a copy") from error
+
+
+def damaged(path: Path, number: int, error: ValueError) -> UserError:
+    """What to say about a line that is not what it should be."""
+    return UserError(
+        f"{path} is damaged in line {number} ({error}): delete that line or restore the file "
+        "from a copy"
+    )
 
 
 def joined(lines: Iterable[bytes]) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -74,13 +75,19 @@ class Placement:
         check_fit(plan, free_resources())
         self._groups: dict[int, PlacementGroup] = {}
         self._plan = plan
-        for block in plan.blocks:
+        try:
+            self._reserve()
+        except BaseException:
+            self.remove()
+            raise
+
+    def _reserve(self) -> None:
+        for block in self._plan.blocks:
             bundle = {"CPU": block.cpus} | ({"GPU": block.gpus} if block.gpus else {})
             # Without a name: Ray wants names to be unique, and a cluster may have several runs.
             self._groups[block.index] = placement_group([bundle])
         for index, group in self._groups.items():
             if not group.wait(CREATION_SECONDS):
-                self.remove()
                 raise UserError(
                     f"the cluster gave no room to block {index} within {CREATION_SECONDS:g} s, "
                     "although enough was free: end other work on it and try again"
@@ -91,8 +98,8 @@ class Placement:
         """Ray options of an actor in block `block`'s bundle that takes `share` of it."""
         plan = self._plan.blocks[block - 1]
         return {
-            "num_cpus": int(100 * plan.cpus * share) / 100,
-            "num_gpus": int(100 * plan.gpus * share) / 100,
+            "num_cpus": _rounded_down(plan.cpus * share),
+            "num_gpus": _rounded_down(plan.gpus * share),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[block], 0),
         }
 
@@ -114,6 +121,11 @@ class Placement:
             if all(any(n.endswith(group) for n in names) == there for group in groups):
                 break
             time.sleep(0.02)
+
+
+def _rounded_down(amount: float) -> float:
+    """To the ten-thousandths that Ray counts in, and never above what the bundle has."""
+    return math.floor(amount * 10_000 + 1e-6) / 10_000
 
 
 def free_resources() -> list[dict[str, float]]:

@@ -47,30 +47,6 @@ class UnitProfile(UnitSize):
     backward_seconds: float
 
 
-def trace_shapes(units: Sequence[Unit], sample: Tensor) -> list[tuple[int, ...]]:
-    """Find the output shape of every unit with a single forward pass.
-
-    Runs in evaluation mode without gradients, so that a sample of one example is enough even for
-    batch normalisation.
-
-    Args:
-        sample: (B, ...) input of the first unit.
-
-    Returns:
-        One shape a unit, without the batch.
-
-    Raises:
-        UserError: for a unit that does not accept its input.
-    """
-    shapes, x = [], sample
-    with _isolated(sample.device), torch.no_grad():
-        for unit in units:
-            # A copy of the input as well: the unit may work in place.
-            x = _call(unit, _copy(unit, sample.device, train=False), x.detach().clone())
-            shapes.append(tuple(x.shape[1:]))
-    return shapes
-
-
 def measure_units(units: Sequence[Unit], sample: Tensor) -> list[UnitSize]:
     """Measure the size of every unit without timing it; deterministic.
 
@@ -142,7 +118,7 @@ def _isolated(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _copy(unit: Unit, device: torch.device, *, train: bool = True) -> nn.Module:
+def _copy(unit: Unit, device: torch.device) -> nn.Module:
     if any(is_lazy(p) for p in (*unit.module.parameters(), *unit.module.buffers())):
         raise UserError(
             f"unit {unit.name!r} has lazy parameters without a shape: run one batch through the "
@@ -155,7 +131,7 @@ def _copy(unit: Unit, device: torch.device, *, train: bool = True) -> nn.Module:
             f"unit {unit.name!r} cannot be copied ({error}): make it work with copy.deepcopy"
         ) from error
     module.zero_grad(set_to_none=True)
-    return module.to(device).train(train)
+    return module.to(device).train()
 
 
 def _call(unit: Unit, module: nn.Module, x: Tensor) -> Tensor:

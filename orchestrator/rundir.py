@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from learning.settings import Settings
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.files import (
     read_sealed,
+    remove_leftovers,
     replace_file,
     sealed,
     sync_directory,
@@ -33,7 +33,7 @@ from orchestrator.lines import joined, open_lines, read_lines
 from orchestrator.plan import Plan
 
 _METRICS, _SPANS = "metrics.jsonl", "spans.jsonl"
-_REPLACED = ("state.json", "plan.json", _METRICS, _SPANS)
+_REPLACED = ("state.json", _METRICS, _SPANS)
 
 
 class RunState(Settings):
@@ -55,7 +55,7 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls, path: str | Path, *, config: Mapping[str, Any], version: Mapping[str, Any]
+        cls, path: str | Path, *, config: Mapping[str, Any], version: Mapping[str, Any], plan: Plan
     ) -> Self:
         """Make the directory of a new run, all of it or nothing.
 
@@ -71,6 +71,7 @@ class RunDirectory:
         contents = {
             "config.yaml": yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode(),
             "version.json": (json.dumps(version, indent=2) + "\n").encode(),
+            "plan.json": (plan.model_dump_json(indent=2) + "\n").encode(),
             "state.json": sealed(RunState().model_dump()),
             _METRICS: b"",
             _SPANS: b"",
@@ -84,7 +85,7 @@ class RunDirectory:
         new = path.parent / f".{path.name}.new-{os.getpid()}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(path)
+            remove_leftovers(path)
             os.mkdir(new)
             os.mkdir(new / "checkpoints")
             for name, data in contents.items():
@@ -170,10 +171,6 @@ class RunDirectory:
         """The plan of the run."""
         return Plan.load(self.path / "plan.json")
 
-    def save_plan(self, plan: Plan) -> None:
-        """Keep the plan, atomically."""
-        replace_file(self.path / "plan.json", [(plan.model_dump_json(indent=2) + "\n").encode()])
-
     @property
     def state(self) -> RunState:
         """How far the run has come."""
@@ -213,10 +210,6 @@ class RunDirectory:
         """
         return [record for _, record in read_lines(self.path / _METRICS)]
 
-    def read_spans(self) -> Iterator[dict[str, Any]]:
-        """Iterate over all spans, which may be too many for a list; damage as in `read_metrics`."""
-        return (record for _, record in read_lines(self.path / _SPANS))
-
     def rewind(self, step: int) -> None:
         """Drop the metrics and spans of steps >= `step`: training is about to replay them.
 
@@ -247,20 +240,3 @@ class RunDirectory:
             # Half a line may be there (a full disk): opening again removes it.
             self._files.pop(name).close()
             raise
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what crashed attempts to create `path` left: those of processes that are gone."""
-    pattern = re.compile(re.escape(f".{path.name}.new-") + r"(\d{1,9})")
-    for name in os.listdir(path.parent):
-        match = pattern.fullmatch(name)
-        if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
-            shutil.rmtree(path.parent / name, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)  # else alive, and another user's
-    return True

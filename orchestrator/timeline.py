@@ -20,26 +20,11 @@ from orchestrator.trace import (
     EVALUATION,
     TRAINING,
     ActorSpan,
-    Concurrency,
     actors_of,
     block_of,
     concurrency,
     idle_shares,
-    read_spans,
-    write_trace,
 )
-
-__all__ = [
-    "ActorSpan",
-    "Concurrency",
-    "concurrency",
-    "draw",
-    "idle_shares",
-    "read_spans",
-    "step_colour",
-    "training_window",
-    "write_trace",
-]
 
 PALETTE = (
     "#4E79A7",

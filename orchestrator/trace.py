@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from actors.operations import Kind
-from learning.errors import UserError
+from orchestrator.lines import damaged, read_lines
 
 EVALUATION = frozenset({Kind.EVALUATE, Kind.TALLY})
 TRAINING = frozenset({Kind.FORWARD, Kind.ASSESS, Kind.GRADIENT, Kind.UPDATE})
@@ -66,35 +66,22 @@ class Concurrency(NamedTuple):
 def read_spans(path: str | Path) -> list[ActorSpan]:
     """Read the spans a run wrote, one JSON object a line.
 
-    A last line without its line feed that cannot be read is left out: a killed run was writing it.
+    A last line without its line feed is left out: a killed run was writing it.
 
     Raises:
         UserError: when the file cannot be read or a line of it is not a span.
     """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(
-            f"cannot read the spans {path} ({error.strerror}): point to the spans.jsonl of a run"
-        ) from error
     spans = []
-    for number, line in enumerate(lines, start=1):
-        if not line and number == len(lines):  # what follows the last line feed
-            break
+    for number, (_, record) in enumerate(read_lines(Path(path)), start=1):
         try:
-            spans.append(_parse(line))
+            spans.append(_span(record))
         except ValueError as error:
-            if number == len(lines):
-                break
-            raise UserError(
-                f"line {number} of {path} is not a span ({error}): delete the line or run again"
-            ) from error
+            raise damaged(Path(path), number, error) from error
     return spans
 
 
-def _parse(line: bytes) -> ActorSpan:
-    record = json.loads(line)
-    if not isinstance(record, dict) or set(record) != set(ActorSpan._fields):
+def _span(record: dict[str, Any]) -> ActorSpan:
+    if set(record) != set(ActorSpan._fields):
         raise ValueError(f"its keys must be {', '.join(ActorSpan._fields)}")
     for name, value in record.items():
         kind = str if name in ("actor", "kind") else int

@@ -141,6 +141,11 @@ class Tracker:
         if len(self._buffer) >= BUFFERED_METRICS or old:
             self.flush()
 
+    @property
+    def waiting(self) -> int:
+        """How many metrics are in the buffer."""
+        return len(self._buffer)
+
     def flush(self) -> None:
         """Send what is in the buffer."""
         if self._client is None or self.run_id is None:
@@ -227,7 +232,7 @@ def _connecting(uri: str, run_id: str | None) -> Iterator[None]:
     except Exception as error:  # of sqlite3, SQLAlchemy, a database driver, requests or MLflow
         place = f"where run {run_id} was started" if run_id else "sqlite:///<file> or a server"
         raise UserError(
-            f"cannot track with MLflow at {_redacted(uri)} ({_redacted(_reason(error))}): "
+            f"cannot track with MLflow at {_redacted(uri)} ({reason(error)}): "
             f"set tracking.uri to {place}, or set tracking.enabled to false"
         ) from error
     finally:
@@ -235,14 +240,15 @@ def _connecting(uri: str, run_id: str | None) -> Iterator[None]:
             del os.environ[name]
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What went wrong, in one line without passwords."""
     root: BaseException = error
     while (cause := root.__cause__ or root.__context__) is not None:
         root = cause
     # What the system said, such as "connection refused", is the end of a long chain.
     said = root if isinstance(root, OSError) else error
     lines = str(said).strip().splitlines() or [type(said).__name__]
-    return shorten(lines[0].rstrip("."), 240, placeholder=" ...")
+    return _redacted(shorten(lines[0].rstrip("."), 240, placeholder=" ..."))
 
 
 def _redacted(text: str) -> str:

@@ -82,6 +82,11 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def spans_of(run: Path) -> list[dict[str, Any]]:
+    """The records of spans.jsonl."""
+    return [json.loads(line) for line in (run / "spans.jsonl").read_text().splitlines()]
+
+
 def state_of(run: Path) -> dict[str, Any]:
     """What state.json says."""
     return json.loads((run / "state.json").read_text())

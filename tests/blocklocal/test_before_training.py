@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import ray
+import torch
 
 from blocklocal import cli
+from blocklocal import doctor as checks
+from blocklocal.clusters import cluster
+from blocklocal.config import make_config
 from orchestrator.plan import Plan
 from tests.blocklocal.helpers import SMALL, command
 
@@ -17,8 +23,40 @@ Capture = pytest.CaptureFixture[str]
 def test_doctor(capsys: Capture) -> None:
     out = command(capsys, "doctor")
     assert "FAILED" not in out
-    for name in ("torch", "ray", "CPU", "object store", "versions on workers", "16 MiB at"):
+    for name in ("torch", "ray", "CPU", "object store", "16 MiB at"):
         assert name in out
+    assert f"node {ray.nodes()[0]['NodeManagerAddress']}" in out
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_doctor_compares_the_versions_of_every_node(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = {"NodeID": "a" * 56, "NodeManagerAddress": "10.0.0.9", "Alive": True}
+    nodes = [*ray.nodes(), gone]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(checks, "NODE_SECONDS", 10.0)
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().err.startswith("blocklocal: 1 checks failed (node 10.0.0.9)")
+    monkeypatch.setattr(torch, "__version__", "0.1")
+    assert cli.main(["doctor"]) == 2
+    address = nodes[0]["NodeManagerAddress"]
+    said = f"blocklocal: 2 checks failed (node {address}, node 10.0.0.9)"
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_local_ray_reports_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: said.append(os.environ["RAY_USAGE_STATS_ENABLED"]))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with cluster(make_config({})):
+        pass
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    with cluster(make_config({})):
+        pass
+    assert said == ["0", "1"]
 
 
 def test_doctor_says_what_failed(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

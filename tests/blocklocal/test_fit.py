@@ -11,8 +11,7 @@ from torch import nn
 
 import blocklocal
 from blocklocal import UserError, cli, fit
-from orchestrator.rundir import RunDirectory
-from tests.blocklocal.helpers import blobs, metrics_of, script, state_of
+from tests.blocklocal.helpers import blobs, metrics_of, script, spans_of, state_of
 
 NETWORK = """
 from torch import nn
@@ -71,7 +70,7 @@ def test_fit_learns_in_place(tmp_path: Path) -> None:
     assert _accuracy(model) > 0.95  # chance is 0.25
     assert result.metrics["test/block2/accuracy"] == pytest.approx(_accuracy(model))
     assert result.directory == tmp_path / "run"
-    actors = {span["actor"] for span in RunDirectory.open(result.directory).read_spans()}
+    actors = {span["actor"] for span in spans_of(result.directory)}
     assert actors == {"source", "block1", "block2", "feedback1"}
 
 
@@ -103,6 +102,13 @@ def test_fit_without_ray_gives_the_same_records(tmp_path: Path) -> None:
         ({"rule": "magic"}, "rule.kind = 'magic' is unknown"),
         ({"blocks": 9}, "blocks.count = 9 is more than the 5 units of this network"),
         ({"blocks": ["7"]}, "blocks.at names '7', which is not a unit"),
+        ({"network": {}}, "fit trains the model it is given: leave the section network out"),
+        (
+            {"data": {"augment": {}, "validation": 0}},
+            "fit trains on the data it is given, which data.validation does not change",
+        ),
+        ({"data": blobs()}, "fit takes model and data by position"),
+        ({"checkpoint": 3}, "checkpoint goes with resume only"),
         ({"optimiser": {"lr": 1}}, "unknown setting optimiser: did you mean optimizer?"),
         ({"model": nn.Linear(8, 4)}, "a network must be an nn.Sequential, not Linear"),
         ({"model": nn.Sequential(nn.Linear(7, 4))}, "unit '0' fails on an input of shape"),
@@ -113,7 +119,8 @@ def test_fit_refuses_what_cannot_be_run(
 ) -> None:
     sections = _sections(tmp_path / "run") | {"engine": {"kind": "sequential"}}
     with pytest.raises(UserError) as caught:
-        fit(**{"model": _network(), "data": blobs(), "blocks": 1, **sections, **arguments})
+        given = {"model": _network(), "blocks": 1, **sections, **arguments}
+        fit(given.pop("model"), blobs(), **given)
     assert str(caught.value).startswith(said)
     assert not (tmp_path / "run").exists()
 

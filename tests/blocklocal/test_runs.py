@@ -23,7 +23,7 @@ from learning.units import Chain, split, units_of
 from orchestrator.events import Metrics
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDirectory
-from tests.blocklocal.helpers import SMALL, command, listing, metrics_of, state_of
+from tests.blocklocal.helpers import SMALL, command, listing, metrics_of, spans_of, state_of
 
 Capture = pytest.CaptureFixture[str]
 WORDS = (*SMALL, "rule.kind=bll", "schedule.kind=cosine", "network.dropout=0.1", "data.test=0.25")
@@ -77,7 +77,7 @@ def test_metrics_of_a_run(finished: Path) -> None:
 
 
 def test_spans_of_a_run(finished: Path) -> None:
-    spans = [*RunDirectory.open(finished).read_spans()]
+    spans = spans_of(finished)
     assert [s["step"] for s in spans] == [*range(40)]
     assert all(s["ended"] > s["started"] for s in spans)
 
@@ -129,7 +129,7 @@ def test_resuming_gives_the_bits_of_an_undisturbed_run(
         assert tensors.keys() == other[learner].keys()
         for name, tensor in tensors.items():
             assert torch.equal(tensor, other[learner][name]), (learner, name)
-    spans = [s["step"] for s in RunDirectory.open(path).read_spans()]
+    spans = [s["step"] for s in spans_of(path)]
     assert spans == [*range(40)]
 
 

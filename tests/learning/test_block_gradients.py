@@ -269,3 +269,12 @@ def test_a_block_without_parameters_passes_gradients_on():
         assert not same
     hop = Hop({0: 1.0})
     assert hop.passed_back(2, 3) == ()
+
+
+def test_a_module_in_evaluation_mode_is_trained_in_training_mode():
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).eval()
+    engine = make_engine(
+        Local(), model, ["2"], x=batch_of(0)[0], settings=learner_settings(batch=8)
+    )
+    train(engine, range(3), shards_of())
+    assert model_state(engine)["1.num_batches_tracked"] == 3

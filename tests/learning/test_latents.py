@@ -253,16 +253,42 @@ def test_e2_free_energy_bounds_the_likelihood_of_a_bernoulli_chain(seed):
     assert free_energy >= exact - 1e-12
 
 
-def test_e2_is_tight_when_beta_is_the_likelihood():
-    a = torch.tensor([[0.7]], dtype=torch.float64)
-    label = torch.tensor([0.2, 0.9], dtype=torch.float64).log()  # p(y | z) of z = 0, 1
-    b = (label[1] - label[0]).reshape(1, 1)
-    family = make_family("bernoulli", STATES)
-    p = torch.sigmoid((a + b)[0, 0])
-    free_energy = family.kl_to_prior(a, b) - (1 - p) * label[0] - p * label[1]
-    prior = torch.sigmoid(a[0, 0])
-    exact = -torch.log((1 - prior) * 0.2 + prior * 0.9)
-    torch.testing.assert_close(free_energy, exact, rtol=1e-12, atol=1e-12)
+def free_energy_of_one_latent(kind: str, a: Tensor, b: Tensor, log_p: Tensor) -> Tensor:
+    """F of E2 for one latent of one unit with p(y|z) given at every value of its support (S,)."""
+    rho = (log_density(kind, a + b)[0] + support(kind)[1]).exp()
+    return make_family(kind, STATES).kl_to_prior(a, b) - rho @ log_p
+
+
+@every_kind
+@quick
+@given(seed=seeds)
+def test_e2_free_energy_bounds_the_likelihood_of_one_latent(kind, seed):
+    """Its distance from -log p(y|x) is KL(rho || p(z|x, y)), by enumeration and quadrature."""
+    a, b, v = (drawn(kind, seed + i, n) for i, n in enumerate((1, 1, CLASSES)))
+    t, weights = support(kind)
+    log_p = torch.log_softmax(v @ t.T, dim=0)[seed % CLASSES]
+    joint = log_density(kind, a)[0] + weights + log_p
+    exact = -torch.logsumexp(joint, dim=0)
+    log_rho = log_density(kind, a + b)[0] + weights
+    distance = (log_rho.exp() * (log_rho - joint - exact)).sum()
+    free_energy = free_energy_of_one_latent(kind, a, b, log_p)
+    assert free_energy >= exact - 1e-9
+    torch.testing.assert_close(free_energy - exact, distance, rtol=1e-7, atol=1e-7)
+
+
+@every_kind
+@quick
+@given(seed=seeds)
+def test_e2_is_tight_when_beta_is_proportional_to_the_likelihood(kind, seed):
+    a, b = drawn(kind, seed, 1), drawn(kind, seed + 1, 1)
+    t, weights = support(kind)
+    log_p = t @ b[0]
+    log_p = log_p - log_p.max()  # at most 1 on the support
+    exact = -torch.logsumexp(log_density(kind, a)[0] + weights + log_p, dim=0)
+    free_energy = free_energy_of_one_latent(kind, a, b, log_p)
+    torch.testing.assert_close(free_energy, exact, rtol=1e-8, atol=1e-8)
+    elsewhere = free_energy_of_one_latent(kind, a, 1.5 * b, log_p)
+    assert elsewhere > exact or b.abs().max() < 1e-3
 
 
 @every_kind

@@ -161,3 +161,8 @@ def test_auxiliary_heads(kind, grid, shape, weights):
     head = make_head(HeadSettings(kind=kind, grid=grid, width=6), shape, 3)
     assert head(torch.randn(2, *shape)).shape == (2, 3)
     assert sum(p.numel() for p in head.parameters()) == weights
+
+
+def test_a_convolutional_head_refuses_sequences():
+    with pytest.raises(UserError, match=r"not \(8, 5\): cut the network at another unit"):
+        make_head(HeadSettings(kind="conv"), (8, 5), 3)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import ray
+import torch
+from torch import Tensor, nn
 
+from actors.operations import Key
 from learning.errors import NonFiniteLossError, UserError
 from learning.networks import MLPSettings
 from learning.rules import Local
 from learning.settings import SGDSettings
-from orchestrator.engine import ActorLostError
-from orchestrator.events import Event, StepDone
+from learning.units import Unit
+from orchestrator.engine import ActorLostError, RayEngine
+from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.placement import Placement
 from orchestrator.program import Calendar
 from tests.orchestrator.engines import (
@@ -56,6 +63,56 @@ def test_loss_that_is_not_finite_reaches_the_driver_and_close_frees_the_cluster(
     again = Placement(case.build()[1])
     assert eventually(lambda: free_cpus() == 0)
     again.remove()
+
+
+def test_finished_work_of_a_chunk_that_fails_is_not_lost() -> None:
+    class Bomb(nn.Module):
+        """Lets nine training steps through."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("left", torch.tensor(9))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.left -= 1
+            return x * (1.0 if self.left >= 0 else math.nan)
+
+    case = two_blocks()
+    program, plan, blocks = case.build()
+    blocks[1] = [Unit("bomb", Bomb()), *blocks[1]]
+    engine = RayEngine(
+        program,
+        plan,
+        blocks,
+        case.data,
+        case.augment,
+        evaluation_batch=8,
+        threads=1,
+        window=3,
+    )
+    seen: list[Event] = []
+    calendar = Calendar({5: ("validation",)}, frozenset({5}), {"validation": 2})
+    with pytest.raises(NonFiniteLossError, match="block 2 is nan at step 9"):
+        for event in engine.train(range(50), calendar):
+            seen.append(event)
+    engine.close()
+    steps = [event.step for event in seen if isinstance(event, StepDone)]
+    assert steps in (list(range(8)), list(range(9)))
+    assert [event.step for event in seen if isinstance(event, SnapshotTaken)] == [5]
+    assert [event.step for event in seen if isinstance(event, Evaluated)] == [5]
+    spans = [s for event in seen if isinstance(event, Worked) for s in event.spans]
+    assert max(s.step for s in spans if s.kind == "F") >= 8
+
+
+def test_a_message_that_cannot_be_delivered_ends_the_run() -> None:
+    with ray_engine(two_blocks()) as engine:
+        block = handles(engine)["block2"]
+        arrays = {"x": np.zeros((16, 12), np.float32), "y": np.zeros(16, np.int64)}
+        ray.get(block.deliver.remote(Key("x", 999), arrays, False))
+        block.deliver.remote(Key("x", 999), arrays, False)  # nobody looks at how this ends
+        with pytest.raises(RuntimeError, match="a second message"):
+            list(engine.train(range(20), Calendar()))
 
 
 @pytest.mark.parametrize("name", ["source", "block1", "block2"])

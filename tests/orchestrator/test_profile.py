@@ -15,7 +15,6 @@ from orchestrator.profile import (
     block_activation_bytes,
     measure_units,
     profile_units,
-    trace_shapes,
 )
 
 
@@ -84,7 +83,6 @@ def test_nothing_is_changed() -> None:
     units = units_of(model)
     profile_units(units, x, repeats=1)
     measure_units(units, x)
-    trace_shapes(units, x)
     block_activation_bytes([units], x)
     assert torch.equal(torch.get_rng_state(), rng)
     assert torch.equal(x, x_before) and not x.requires_grad
@@ -137,19 +135,12 @@ def test_integer_input_has_no_gradient() -> None:
     assert identity.backward_seconds == 0.0
 
 
-def test_trace_shapes_of_one_example() -> None:
-    shapes = trace_shapes(units_of(_convnet()), torch.zeros(1, 1, 6, 6))
-    assert shapes == [(4, 6, 6)] * 4 + [(144,), (10,)]
-    # Training-mode batch normalisation over a single value would refuse this.
-    assert trace_shapes(units_of(nn.Sequential(nn.BatchNorm1d(3))), torch.zeros(1, 3)) == [(3,)]
-
-
 class _Tuple(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
 
 
-@pytest.mark.parametrize("function", [profile_units, measure_units, trace_shapes])
+@pytest.mark.parametrize("function", [profile_units, measure_units])
 @pytest.mark.parametrize(
     ("module", "parts"),
     [

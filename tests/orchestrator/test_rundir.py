@@ -18,9 +18,9 @@ from actors.operations import Span
 from learning.errors import UserError
 from orchestrator import files
 from orchestrator import lines as line_files
-from orchestrator.plan import BlockPlan, Plan
 from orchestrator.rundir import RunDirectory, RunState
 from orchestrator.version import code_version
+from tests.orchestrator.runs import PLAN, spans_of
 
 CONFIG = {"rule": {"kind": "bll", "lr": 1e-08, "betas": (0.9, 0.5)}, "name": "1e-3", "é": None}
 PLAIN = {"rule": {"kind": "bll", "lr": 1e-08, "betas": [0.9, 0.5]}, "name": "1e-3", "é": None}
@@ -77,32 +77,22 @@ def with_faults(tmp_path: Path, prepare: Callable[[Path], object], act: Callable
 
 
 def make(path: Path) -> RunDirectory:
-    return RunDirectory.create(path, config=CONFIG, version={"torch": "2"})
+    return RunDirectory.create(path, config=CONFIG, version={"torch": "2"}, plan=PLAN)
 
 
 def test_layout(tmp_path: Path) -> None:
     run = make(tmp_path / "runs" / "a")
     assert set(os.listdir(run.path)) == {
-        *("config.yaml", "version.json", "state.json", "metrics.jsonl", "spans.jsonl"),
-        "checkpoints",
+        *("config.yaml", "version.json", "plan.json", "state.json"),
+        *("metrics.jsonl", "spans.jsonl", "checkpoints"),
     }
     assert os.listdir(tmp_path / "runs") == ["a"]
     run = RunDirectory.open(tmp_path / "runs" / "x" / ".." / "a")
     assert run.path == tmp_path / "runs" / "a" and run.config == PLAIN
     assert json.loads((run.path / "version.json").read_text()) == {"torch": "2"}
-    assert run.state == RunState() and run.read_metrics() == [] == list(run.read_spans())
+    assert run.state == RunState() and run.read_metrics() == [] == spans_of(run)
     assert run.checkpoints.directory == run.path / "checkpoints"
-    block = BlockPlan(
-        index=1,
-        units=("0",),
-        parameters=1,
-        input_shape=(1,),
-        output_shape=(1,),
-        boundary_bytes=1,
-        activation_bytes=1,
-    )
-    run.save_plan(Plan(blocks=(block,)))
-    assert run.plan == Plan(blocks=(block,))
+    assert run.plan == PLAN
     (run.path / "config.yaml").write_text("{")
     with pytest.raises(UserError, match=r"cannot read .*config.yaml"):
         run.config  # noqa: B018
@@ -123,7 +113,7 @@ def test_refused_paths_stay_as_they_are(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot create"):
             make(path)
     with pytest.raises(TypeError):
-        RunDirectory.create(tmp_path / "new" / "a", config={"a": object()}, version={})
+        RunDirectory.create(tmp_path / "new" / "a", config={"a": object()}, version={}, plan=PLAN)
     assert set(os.listdir(tmp_path)) == {"taken", "file", "empty", "link"}
     assert os.listdir(taken) == ["x"]
     assert make(empty).config == PLAIN
@@ -220,7 +210,7 @@ def test_metrics_and_spans(tmp_path: Path) -> None:
     ]  # not closed
     span = {"actor": "block1", "kind": "F", "step": 3, "shard": 1}
     span |= {"started": 10, "ended": 20, "waited": 5, "blocked": 2}
-    assert list(run.read_spans()) == [span]
+    assert spans_of(run) == [span]
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError):
             run.append_metrics([{"step": 2}, {"step": 2, "loss": value}])
@@ -291,11 +281,11 @@ def test_rewind(tmp_path: Path, chunk: int) -> None:
     with mock.patch.object(line_files, "CHUNK", chunk):
         run.rewind(3)
     assert run.read_metrics() == [{"step": 0}, {"step": 1}, {"step": 2}, {"note": "kept"}]
-    assert [s["step"] for s in run.read_spans()] == [0, 1, 2]
+    assert [s["step"] for s in spans_of(run)] == [0, 1, 2]
     run.append_metrics([{"step": 3}])  # goes to the new file, not to the one replaced
     assert run.read_metrics()[-1] == {"step": 3}
     run.rewind(0)
-    assert run.read_metrics() == [{"note": "kept"}] and list(run.read_spans()) == []
+    assert run.read_metrics() == [{"note": "kept"}] and spans_of(run) == []
 
 
 def test_interrupted_rewind(tmp_path: Path) -> None:
@@ -308,11 +298,11 @@ def test_interrupted_rewind(tmp_path: Path) -> None:
     for d, _ in with_faults(tmp_path, lambda d: _fill(d / "a").close(), act):
         run = RunDirectory.open(d / "a")
         metrics = [r["step"] for r in run.read_metrics() if "step" in r]
-        spans = [r["step"] for r in run.read_spans()]
+        spans = [r["step"] for r in spans_of(run)]
         assert metrics in (old, new) and spans in (old, new)
         outcomes.add((len(metrics), len(spans)))
         run.rewind(2)
-        assert [r["step"] for r in run.read_spans()] == new
+        assert [r["step"] for r in spans_of(run)] == new
         assert len(run.read_metrics()) == 3
     assert outcomes == {(5, 5), (2, 5), (2, 2)}
 

@@ -11,16 +11,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from learning.errors import UserError
-from orchestrator.timeline import (
-    ActorSpan,
-    concurrency,
-    draw,
-    idle_shares,
-    read_spans,
-    step_colour,
-    training_window,
-    write_trace,
-)
+from orchestrator.timeline import draw, step_colour, training_window
+from orchestrator.trace import ActorSpan, concurrency, idle_shares, read_spans, write_trace
 
 T0 = 1_700_000_000_000_000_000
 
@@ -68,27 +60,29 @@ def test_torn_last_line_is_left_out(tmp_path: Path, tail: str) -> None:
     assert read_spans(path) == _pipeline(1)
 
 
-def test_complete_last_line_without_line_feed_counts(tmp_path: Path) -> None:
+def test_last_line_without_line_feed_is_left_out(tmp_path: Path) -> None:
+    """As a resumed run cuts it off: a whole number may be the half of a longer one."""
     path = _write(tmp_path / "spans.jsonl", _pipeline(1))
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
-    assert read_spans(path) == _pipeline(1)
+    assert read_spans(path) == _pipeline(1)[:-1]
 
 
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("{", "line 2 "),
-        ("", "line 2 "),
-        ("[1]", "keys"),
+        ("{", "Expecting"),
+        ("", "Expecting"),
+        ("[1]", "not a record"),
         ('{"actor": "block1"}', "keys"),
-        (json.dumps({**_span("block1", "F", 0, 0, 1)._asdict(), "step": "0"}), "step is '0'"),
+        (json.dumps({**_span("block1", "F", 0, 0, 1)._asdict(), "step": "0"}), "not a record"),
+        (json.dumps({**_span("block1", "F", 0, 0, 1)._asdict(), "ended": "0"}), "ended is '0'"),
         (json.dumps({**_span("block1", "F", 0, 0, 1)._asdict(), "shard": True}), "shard is True"),
         (json.dumps({**_span("block1", "F", 0, 0, 1)._asdict(), "kind": "Q"}), "'Q' is none of"),
     ],
 )
 def test_other_damage_is_reported_with_its_line(tmp_path: Path, line: str, what: str) -> None:
     path = _write(tmp_path / "spans.jsonl", [_span("block1", "F", 0, 0, 1)], line + "\n")
-    with pytest.raises(UserError, match=f"^line 2 of .*{what}" if what[:4] != "line" else what):
+    with pytest.raises(UserError, match=f"is damaged in line 2 \\(.*{what}"):
         read_spans(path)
     with pytest.raises(UserError, match="No such file"):
         read_spans(tmp_path / "missing.jsonl")

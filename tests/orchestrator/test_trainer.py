@@ -20,6 +20,7 @@ from orchestrator.program import Calendar
 from orchestrator.rundir import RunDirectory
 from orchestrator.trainer import Schedule, Trainer
 from tests.orchestrator.engines import Case, inline_engine, snapshot_of, told
+from tests.orchestrator.runs import PLAN, spans_of
 
 RULE = {"kind": "local"}
 
@@ -31,7 +32,7 @@ def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[RunDirectory]:
-    directory = RunDirectory.create(tmp_path / "run", config={}, version={})
+    directory = RunDirectory.create(tmp_path / "run", config={}, version={}, plan=PLAN)
     with directory.lock():
         yield directory
 
@@ -117,7 +118,7 @@ def test_every_event_leaves_its_record(run: RunDirectory) -> None:
         },
         {"step": 0, "split": "test", "block2/loss": 3.0, "block2/accuracy": 0.5},
     ]
-    assert list(run.read_spans()) == [{"actor": "block1", **span._asdict()} for span in spans]
+    assert spans_of(run) == [{"actor": "block1", **span._asdict()} for span in spans]
     assert [heard[:3] for heard in recorder.heard] == [
         ("worked", "block1", spans),
         ("stepped", 0, step_done(0).metrics),
@@ -237,7 +238,7 @@ def test_a_real_engine_is_recorded_whole_and_its_checkpoint_resumes(run: RunDire
     metrics = run.read_metrics()
     assert [r["step"] for r in metrics if r["split"] == "train"] == list(range(9))
     assert [r["step"] for r in metrics if r["split"] == "validation"] == [4, 8]
-    assert {r["step"] for r in run.read_spans()} == set(range(9))
+    assert {r["step"] for r in spans_of(run)} == set(range(9))
     assert run.checkpoints.last == 9
     with inline_engine(case) as engine:
         events = told(engine.train(range(9), calendar))

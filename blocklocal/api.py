@@ -1,0 +1,87 @@
+"""The Python API: train a network and data that are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from blocklocal.clusters import cluster
+from blocklocal.config import dotted, make_config, overlay
+from blocklocal.preparation import prepare
+from blocklocal.resuming import check_given, check_resumable
+from blocklocal.training import Result, train
+from blocklocal.training import resume as go_on
+from learning.data import Dataset
+from learning.errors import UserError
+from orchestrator.rundir import RunDirectory
+from orchestrator.trainer import Observer
+
+
+def fit(
+    model: nn.Module,
+    data: Dataset,
+    /,
+    *,
+    blocks: int | Sequence[str] | None = None,
+    rule: str | Mapping[str, Any] | None = None,
+    observers: Sequence[Observer] = (),
+    resume: str | Path | None = None,
+    checkpoint: int | None = None,
+    **sections: Mapping[str, Any],
+) -> Result:
+    """Train an `nn.Sequential` block-locally.
+
+    Args:
+        model: maps (B, *input_shape) to (B, classes); its weights are trained in place.
+        data: splits in memory, see `blocklocal.arrays_dataset`.
+        blocks: how many, or the names of the units that start a new block; None: 2.
+        rule: a rule's kind, or its settings; None: `local`.
+        resume: directory of a run of the same model and data to go on with; settings that are not
+            given are those of the run.
+        checkpoint: with `resume`, the step to go on from instead of the last checkpoint.
+        sections: other sections of the configuration: `optimizer={"lr": 0.01}`, `training={...}`;
+            of `data` only `augment`.
+
+    Raises:
+        UserError: for anything that cannot be run.
+    """
+    tree: dict[str, Any] = dict(sections)
+    _check_sections(tree)
+    if blocks is not None:
+        tree["blocks"] = {"count": blocks} if isinstance(blocks, int) else {"at": list(blocks)}
+    if rule is not None:
+        tree["rule"] = {"kind": rule} if isinstance(rule, str) else rule
+    if resume is None:
+        if checkpoint is not None:
+            raise UserError("checkpoint goes with resume only: give both or leave it out")
+        config = make_config(tree)
+        with cluster(config):
+            return train(prepare(config, model=model, dataset=data), observers)
+    run = RunDirectory.open(resume)
+    old, merged = make_config(run.config), run.config
+    check_given(run, old, in_python=True)
+    for key, value in dotted(tree).items():
+        overlay(merged, key.split("."), value)
+    config = make_config(merged)
+    check_resumable(old, config)
+    with cluster(config):
+        prepared = prepare(config, model=model, dataset=data, plan=run.plan)
+        return go_on(prepared, run, observers, checkpoint)
+
+
+def _check_sections(tree: Mapping[str, Any]) -> None:
+    """Refuse what the model and the data in memory would silently override."""
+    if "network" in tree:
+        raise UserError("fit trains the model it is given: leave the section network out")
+    section = tree.get("data", {})
+    if not isinstance(section, Mapping):
+        raise UserError("fit takes model and data by position: fit(model, data, ...)")
+    for name in section:
+        if name != "augment":
+            raise UserError(
+                f"fit trains on the data it is given, which data.{name} does not change: leave it "
+                "out, of the section data only augment is used, the rest is up to arrays_dataset"
+            )
