@@ -228,7 +228,7 @@ def page(record: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=220)
+    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--window", type=int, default=3)
     arguments = parser.parse_args()
     steps = arguments.steps

@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator.version import code_version
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
 
 
 def environment() -> dict[str, Any]:
@@ -42,7 +43,25 @@ def write(name: str, record: dict[str, Any], page: str) -> None:
     RESULTS.mkdir(exist_ok=True)
     _replace(RESULTS / f"{name}.json", json.dumps(record, indent=1) + "\n")
     _replace(RESULTS / f"{name}.md", page)
+    readme = README.read_text(encoding="utf-8")
+    _replace(README, with_table(readme, name, page))
     print(page)
+
+
+def with_table(readme: str, name: str, page: str) -> str:
+    """Put a page's first table between the README's markers for it."""
+    begin, end = f"<!-- results:{name} -->\n", f"<!-- end:{name} -->\n"
+    before, _, rest = readme.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{table_of(page)}\n{end}{after}"
+
+
+def table_of(page: str) -> str:
+    """The first table of a Markdown page."""
+    lines = page.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    end = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))
+    return "".join(f"{line}\n" for line in lines[start:end])
 
 
 def _replace(path: Path, text: str) -> None:

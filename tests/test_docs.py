@@ -24,6 +24,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 import blocklocal
+from benchmarks import records
 from blocklocal import cli
 from blocklocal.config import RunConfig, _models, known_keys, overlay
 from learning.rules import RULES, Local
@@ -316,3 +317,12 @@ def test_contributing_says_where_rules_are_listed() -> None:
     assert set(get_args(union)) == set(RULES)
     kinds = [get_args(rule.model_fields["kind"].annotation) for rule in RULES]
     assert all(len(kind) == 1 for kind in kinds) and len(set(kinds)) == len(RULES)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "decoupling"])
+def test_readme_shows_the_measured_results(name: str) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text(encoding="utf-8")
+    assert records.with_table(readme, name, page) == readme
+    assert records.table_of(page).count("|") > 20
+    assert records.with_table(readme, name, page.replace("| ", "| 9")) != readme
