@@ -218,6 +218,16 @@ def page(record: dict[str, Any]) -> str:
     for name, values in cpu.items():
         if statistics.median(values) > 0.05:
             lines.append(f"- {name}: {statistics.median(values):.2f}")
+    others = sum(statistics.median(v) for name, v in cpu.items() if name != "ray::_Block")
+    cores = record["environment"]["cores"]
+    step = statistics.median(d["block2"]["step_ms"] for d in record["details"])
+    lines += [
+        "",
+        f"A step takes {step - 1000 / top:.1f} ms more than the ceiling's. The blocks hardly wait: "
+        f"their own operations take longer, because source, driver and Ray's daemons use "
+        f"{others:.1f} ms of CPU a step, {others / cores:.1f} ms on each of the {cores} cores that "
+        "the blocks work on; the rest is the blocks' own transport threads and shared caches.",
+    ]
     environment = record["environment"]
     lines += ["", f"`{environment['command']}` on {environment['cores']} cores of "]
     lines[-1] += f"{environment['processor']}, torch {environment['code']['torch']}, "
