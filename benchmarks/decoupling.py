@@ -226,7 +226,7 @@ def page(record: dict[str, Any]) -> str:
         f"A step takes {step - 1000 / top:.1f} ms more than the ceiling's. The blocks hardly wait: "
         f"their own operations take longer, because source, driver and Ray's daemons use "
         f"{others:.1f} ms of CPU a step, {others / cores:.1f} ms on each of the {cores} cores that "
-        "the blocks work on; the rest is the blocks' own transport threads and shared caches.",
+        "the blocks work on; the rest (transport threads in the blocks, caches) is not told apart.",
     ]
     environment = record["environment"]
     lines += ["", f"`{environment['command']}` on {environment['cores']} cores of "]
