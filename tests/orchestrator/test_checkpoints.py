@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from unittest import mock
 
@@ -25,59 +22,14 @@ from learning.errors import UserError
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.files import child, sealed
 from orchestrator.tensors import export, model_state
+from tests.orchestrator.faults import with_faults
 
 State = dict[str, dict[str, Tensor]]
-
-CALLS = ("open", "write", "fsync", "rename", "replace", "mkdir", "link", "unlink", "rmdir")
 
 
 @pytest.fixture(autouse=True)
 def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # no test cuts the power, and it is slow
-
-
-@contextmanager
-def fault(at: int, mode: str) -> Iterator[Callable[[], int]]:
-    """Let the `at`-th call that touches the disk fail; a failing write writes half.
-
-    Args:
-        mode: "once", or "dead": so do all later calls, thus the disk stays as a crash leaves it.
-    """
-    count = 0
-
-    def wrap(name: str, real: Callable) -> Callable:
-        def call(*args, **kwargs):
-            nonlocal count
-            count += 1
-            if count == at or (mode == "dead" and count > at):
-                if name == "write" and count == at:
-                    real(args[0], bytes(args[1])[: len(args[1]) // 2])
-                raise OSError(errno.EIO, "injected")
-            return real(*args, **kwargs)
-
-        return call
-
-    with ExitStack() as stack:
-        for name in CALLS:
-            stack.enter_context(mock.patch.object(os, name, wrap(name, getattr(os, name))))
-        yield lambda: count
-
-
-def with_faults(tmp_path: Path, prepare: Callable[[Path], object], act: Callable[[Path], object]):
-    """Yield a directory for every way in which `act` can be interrupted, after it was."""
-    for mode in ("once", "dead"):
-        for at in range(1, 200):
-            directory = tmp_path / f"{mode}{at}"
-            directory.mkdir()
-            prepare(directory)
-            with fault(at, mode) as count, suppress(OSError, UserError):
-                act(directory)
-            if count() < at:
-                assert at > 3, "nothing was injected"
-                break
-            yield directory
-        else:
-            raise AssertionError("the faults do not end")
 
 
 def make_state(seed: int) -> State:
@@ -198,7 +150,7 @@ def test_everything_is_durable_before_it_is_renamed(tmp_path: Path) -> None:
 
 def test_interrupted_save_of_a_new_step(tmp_path: Path) -> None:
     outcomes = set()
-    for d in with_faults(tmp_path, lambda d: save(d, 1, 1), lambda d: save(d, 2, 2)):
+    for d, _ in with_faults(tmp_path, lambda d: save(d, 1, 1), lambda d: save(d, 2, 2)):
         outcomes.add(tuple(Checkpoints(d).steps()))
         assert seed_of(d, 1) == 1
         if 2 in Checkpoints(d).steps():
@@ -214,7 +166,7 @@ def test_interrupted_save_of_a_new_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recover", [True, False])
 def test_interrupted_replacement(tmp_path: Path, recover: bool) -> None:
     outcomes = set()
-    for d in with_faults(tmp_path, lambda d: save(d, 1, 1), lambda d: save(d, 1, 2)):
+    for d, _ in with_faults(tmp_path, lambda d: save(d, 1, 1), lambda d: save(d, 1, 2)):
         assert Checkpoints(d).steps() == [1]  # even before anything is recovered
         seed = seed_of(d, 1)
         outcomes.add(seed)
@@ -235,7 +187,7 @@ def test_interrupted_recovery(tmp_path: Path) -> None:
         save(d, 3, 3)
         (d / "step-00000003").rename(d / ".new-step-00000003")
 
-    for d in with_faults(tmp_path, crashed, lambda d: Checkpoints(d).recover()):
+    for d, _ in with_faults(tmp_path, crashed, lambda d: Checkpoints(d).recover()):
         assert [seed_of(d, s) for s in Checkpoints(d).steps()] == [1, 2]
         Checkpoints(d).recover()
         assert sorted(os.listdir(d)) == ["step-00000001", "step-00000002"]
@@ -247,7 +199,9 @@ def test_interrupted_mark(tmp_path: Path) -> None:
         save(d, 2, 2)
         Checkpoints(d).mark(last=1, best=1, value=0.5)
 
-    for d in with_faults(tmp_path, prepare, lambda d: Checkpoints(d).mark(last=2, best=2, value=9)):
+    for d, _ in with_faults(
+        tmp_path, prepare, lambda d: Checkpoints(d).mark(last=2, best=2, value=9)
+    ):
         c = Checkpoints(d)
         assert (c.last, c.best, c.best_value) in [(1, 1, 0.5), (2, 2, 9.0)]
         c.recover()
@@ -262,7 +216,7 @@ def test_interrupted_prune(tmp_path: Path) -> None:
             save(d, step, step)
         Checkpoints(d).mark(last=4, best=2, value=0.5)
 
-    for d in with_faults(tmp_path, prepare, lambda d: Checkpoints(d).prune()):
+    for d, _ in with_faults(tmp_path, prepare, lambda d: Checkpoints(d).prune()):
         steps = Checkpoints(d).steps()
         assert {2, 4} <= set(steps) and [seed_of(d, s) for s in steps] == steps
         Checkpoints(d).recover()
@@ -277,7 +231,7 @@ def test_interrupted_export(tmp_path: Path, links: bool) -> None:
         with mock.patch("os.link", os.link if links else mock.Mock(side_effect=OSError(1, "no"))):
             export(make_state(1), d / "model.safetensors")
 
-    for d in with_faults(tmp_path, lambda d: None, act):
+    for d, _ in with_faults(tmp_path, lambda d: None, act):
         path = d / "model.safetensors"
         if path.exists():
             assert same({"": safetensors.torch.load_file(path)}, {"": model_state(make_state(1))})
