@@ -67,8 +67,7 @@ def _engine(prepared: Prepared) -> Engine:
 def train(prepared: Prepared, observers: Sequence[Observer] = ()) -> Result:
     """Train a new run from its first step, in a run directory of its own."""
     config = prepared.config
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    path = config.run.directory or Path("runs") / f"{config.run.name}-{stamp}"
+    path = config.run.directory or _unused_directory(config.run.name)
     engine = _engine(prepared)  # first: a cluster without room leaves nothing behind
     with _afterwards(lambda _: engine.close()):
         run = RunDirectory.create(
@@ -76,6 +75,16 @@ def train(prepared: Prepared, observers: Sequence[Observer] = ()) -> Result:
         )
         with run.lock():
             return _train(prepared, run, engine, 0, observers)
+
+
+def _unused_directory(name: str) -> Path:
+    """`runs/<name>-<time>`, with a number behind it when several runs start in one second."""
+    first = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = first, 1
+    while path.exists():
+        number += 1
+        path = first.with_name(f"{first.name}-{number}")
+    return path
 
 
 def resume(

@@ -235,6 +235,17 @@ def test_runs_without_a_directory_go_below_runs(
     assert state_of(run)["steps"] == 2
 
 
+def test_runs_of_one_second_get_directories_of_their_own(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("blocklocal.training.time.strftime", lambda form: "19700101-000000")
+    for _ in range(3):
+        command(capsys, "train", *SMALL, "training.steps=1")
+    names = ["run-19700101-000000", "run-19700101-000000-2", "run-19700101-000000-3"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == names
+
+
 def test_timeline(capsys: Capture, finished: Path) -> None:
     out = command(capsys, "timeline", finished)
     events = json.loads((finished / "trace.json").read_text())["traceEvents"]
