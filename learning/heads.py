@@ -55,7 +55,9 @@ def conv_features(shape: tuple[int, ...], width: int, depth: int, pool: int) -> 
     layers: list[nn.Module] = [nn.AdaptiveAvgPool2d((min(pool, shape[1]), min(pool, shape[2])))]
     size = shape[0]
     for i in range(depth):
-        stride = 2 if i == 0 else 1
+        # On one pixel both strides are the same function, but there torch 2.13 leaves a part of the
+        # bfloat16 weight gradient of stride 2 uninitialised.
+        stride = 2 if i == 0 and max(shape[1:]) > 1 else 1
         conv = nn.Conv2d(size, width, 3, stride, padding=1, bias=False)
         layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
         size = width

@@ -166,3 +166,19 @@ def test_auxiliary_heads(kind, grid, shape, weights):
 def test_a_convolutional_head_refuses_sequences():
     with pytest.raises(UserError, match=r"not \(8, 5\): cut the network at another unit"):
         make_head(HeadSettings(kind="conv"), (8, 5), 3)
+
+
+def test_a_convolutional_head_on_one_pixel_has_one_gradient():
+    head = make_head(HeadSettings(kind="conv", width=16), (8, 1, 1), 3)
+    x = torch.randn(4, 8, 1, 1)
+    gradients = []
+    for _ in range(8):
+        junk = [torch.full((5000,), 1e9) for _ in range(3)]  # what uninitialised memory would show
+        del junk
+        head.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = head(x)
+        scores.float().square().sum().backward()
+        gradients.append([p.grad.clone() for p in head.parameters()])
+    for other in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
