@@ -9,10 +9,11 @@ from pydantic import Field
 from learning.rules.backprop import Backprop
 from learning.rules.base import Rule
 from learning.rules.bll import BLL
+from learning.rules.interlocking import Interlocking
 from learning.rules.local import Local
 
-RULES: tuple[type[Rule], ...] = (Backprop, Local, BLL)
+RULES: tuple[type[Rule], ...] = (Backprop, Local, Interlocking, BLL)
 
-RuleSettings = Annotated[Backprop | Local | BLL, Field(discriminator="kind")]
+RuleSettings = Annotated[Backprop | Local | Interlocking | BLL, Field(discriminator="kind")]
 
-__all__ = ["BLL", "RULES", "Backprop", "Local", "Rule", "RuleSettings"]
+__all__ = ["BLL", "RULES", "Backprop", "Interlocking", "Local", "Rule", "RuleSettings"]

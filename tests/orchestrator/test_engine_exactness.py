@@ -19,7 +19,7 @@ from learning.feedback import FeedbackSettings
 from learning.heads import HeadSettings
 from learning.networks import MLPSettings, ResNetSettings
 from learning.readout import LatentSettings
-from learning.rules import BLL, Backprop, Local
+from learning.rules import BLL, Backprop, Interlocking, Local
 from learning.rules.bll import BootstrapSettings
 from learning.settings import AdamWSettings, PrecisionSettings, SGDSettings
 from orchestrator.engine import RayEngine
@@ -60,6 +60,7 @@ CASES = {
     "backprop, no norm": Case(Backprop(order="1f1b"), PLAIN, at=TWO, shards=4, optimizer=SGD),
     "local, batch norm": Case(CONV, RESNET, at=TWO, shards=2, optimizer=SGD),
     "local, no norm": Case(Local(), PLAIN, at=TWO, precision=FLOAT64),
+    "interlocking, batch norm": Case(Interlocking(), DROPOUT, shards=2),
     "bll, delay 0, batch norm": Case(NO_DELAY, DROPOUT),
     "bll, delay 0, no norm": Case(NO_DELAY, PLAIN, shards=2),
     "bll, delay auto, batch norm": Case(AUTO_DELAY, BATCH_NORM),
@@ -67,7 +68,7 @@ CASES = {
     "bll, direct, batch norm": Case(DIRECT, RESNET, at=TWO, shards=2, precision=BFLOAT16),
     "bll, direct, no norm": Case(DIRECT, PLAIN, at=TWO),
 }
-WINDOWS = dict(zip(CASES, (1, 4, 2, 3, 4, 1, 1, 4, 2, 3), strict=True))
+WINDOWS = dict(zip(CASES, (1, 4, 2, 3, 2, 4, 1, 1, 4, 2, 3), strict=True))
 RESUMED = [name for name in CASES if name.endswith("batch norm")]
 BY_OTHERS = {"bll, delay auto, batch norm": 4, "bll, direct, batch norm": 1}  # to other windows
 

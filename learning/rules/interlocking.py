@@ -1,0 +1,31 @@
+"""Interlocking backpropagation (Gomez et al. 2022, JMLR 23(171), arXiv 2010.04116)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from learning.credit import Hop
+from learning.heads import HeadSettings, make_head
+from learning.objectives import AuxiliaryClassifier, Objective
+from learning.rules.base import Rule
+
+
+class Interlocking(Rule):
+    """Block k learns from the auxiliary loss N-1 blocks ahead, or from the task loss near the end.
+
+    `reach` is N: 1 is local learning, 2 pairwise, K end to end. An auxiliary network learns only
+    from its own loss, on a detached input; the nearer losses do not reach the block.
+    """
+
+    kind: Literal["interlocking"] = "interlocking"
+    reach: int = Field(default=2, ge=1, description="N: blocks that a gradient goes through")
+    head: HeadSettings = HeadSettings()
+
+    @property
+    def credit(self) -> Hop:
+        return Hop({self.reach - 1: 1.0})
+
+    def objective(self, shape: tuple[int, ...], classes: int, steps: int) -> Objective | None:
+        return AuxiliaryClassifier(make_head(self.head, shape, classes))
