@@ -44,10 +44,9 @@ class Executor(ABC):
         except UserError as error:
             self.report.error = error
             self.mailbox.fail(StoppedError())
-        except Exception:
-            if not self.mailbox.stopped:
-                raise
+        except StoppedError:
             # The cause is another actor's; this one still reports what it has done.
+            self.mailbox.fail(StoppedError())
         return self.report
 
     def _run_one(self, operation: Operation) -> None:

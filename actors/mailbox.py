@@ -10,7 +10,7 @@ from learning.messages import Message
 
 
 class StoppedError(RuntimeError):
-    """The run ends: nobody will send what this actor waits for."""
+    """The run ends: nobody will send what this actor waits for, or take what it sends."""
 
 
 class Mailbox:

@@ -7,8 +7,10 @@ from collections import deque
 from typing import Any, Protocol
 
 import ray
+from ray.exceptions import RayTaskError
 
 from actors import wire
+from actors.mailbox import StoppedError
 from actors.operations import Key
 from learning.messages import Message
 
@@ -43,14 +45,23 @@ class ObjectStoreChannel:
         self._under_way: deque[ray.ObjectRef[None]] = deque()
 
     def send(self, key: Key, message: Message) -> int:
-        """Send `message`; the receiver takes it by `key`."""
+        """Send `message`; the receiver takes it by `key`.
+
+        Raises:
+            StoppedError: when the receiver's run ends: it takes no more messages.
+        """
         arrays = wire.encode(message)
         if self._window is None:
             self._receiver.deliver.options(num_returns=0).remote(key, arrays, False)
             return wire.size(arrays)
         if len(self._under_way) >= self._window:
             started = time.monotonic_ns()
-            ray.get(self._under_way.popleft())
+            try:
+                ray.get(self._under_way.popleft())
+            except RayTaskError as error:
+                if isinstance(error.cause, StoppedError):
+                    raise StoppedError from error
+                raise
             self.blocked_ns += time.monotonic_ns() - started
         self._under_way.append(self._receiver.deliver.remote(key, arrays, True))
         return wire.size(arrays)

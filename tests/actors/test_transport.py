@@ -148,3 +148,37 @@ def test_memory_of_a_message_is_given_back_when_it_is_taken(receiver: Any) -> No
     assert eventually(lambda: whole - free() >= 4 * LARGE)
     ray.get(receiver.take.remote(key), timeout=60)
     assert eventually(lambda: whole - free() < 4 * LARGE)
+
+
+def test_a_sender_to_a_receiver_whose_run_ends_stops_too(ray_cluster: None) -> None:
+    from actors.execution import Executor
+    from actors.mailbox import Mailbox
+    from actors.operations import Kind, Operation
+    from actors.shells import MAIL, _Shell
+
+    class Waiting(Executor):
+        def execute(self, op: Operation) -> None:
+            self.mailbox.take(Key("never", 0))
+
+    class Receiver(_Shell):
+        def __init__(self) -> None:
+            super().__init__(Waiting(Mailbox(), 1), torch.device("cpu"))
+
+    class Sending(Executor):
+        def execute(self, op: Operation) -> None:
+            self.send("next", Key("x", op.step), message(op.step))
+
+    actor = ray.remote(concurrency_groups={MAIL: 8})(Receiver).options(num_cpus=0).remote()
+    chunk = [Operation(Kind.BATCH, step) for step in range(5)]
+    receivers_report = actor.run.remote(chunk)
+    sender = Sending(Mailbox(), 1)
+    sender.channels = {"next": ObjectStoreChannel(actor, window=2)}
+    stop = actor.stop.remote()
+    ray.get(stop)
+    report = sender.run(chunk)
+    assert [span.step for span in report.spans] == [0, 1]  # the third waited for room
+    assert report.error is None
+    assert sender.mailbox.stopped
+    assert sender.run(chunk).spans == []
+    assert ray.get(receivers_report).spans == []
+    ray.kill(actor)

@@ -93,10 +93,12 @@ def test_finished_work_of_a_chunk_that_fails_is_not_lost() -> None:
     )
     seen: list[Event] = []
     calendar = Calendar({5: ("validation",)}, frozenset({5}), {"validation": 2})
-    with pytest.raises(NonFiniteLossError, match="block 2 is nan at step 9"):
-        for event in engine.train(range(50), calendar):
-            seen.append(event)
-    engine.close()
+    try:
+        with pytest.raises(NonFiniteLossError, match="block 2 is nan at step 9"):
+            for event in engine.train(range(50), calendar):
+                seen.append(event)
+    finally:
+        engine.close()
     steps = [event.step for event in seen if isinstance(event, StepDone)]
     assert steps in (list(range(8)), list(range(9)))
     assert [event.step for event in seen if isinstance(event, SnapshotTaken)] == [5]
