@@ -97,16 +97,14 @@ def page(record: dict[str, Any]) -> str:
         "32/64/128/128, two residual blocks each, cut into 4 blocks; AdamW, one cycle; the full "
         "test set of 10,000 images. Settings: examples/cifar10.yaml.",
         "",
-        "| rule | accuracy % | std | runs | gap to backprop | seconds a run |",
-        "|---|---|---|---|---|---|",
+        "| rule | accuracy % | std | runs | gap to backprop |",
+        "|---|---|---|---|---|",
     ]
     for rule, values in by_rule.items():
         deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-        seconds = statistics.median(r["seconds"] for r in record["runs"] if r["rule"] == rule)
         gap = "" if baseline is None else f"{statistics.mean(values) - baseline:+.2f}"
         lines.append(
-            f"| {rule} | {statistics.mean(values):.2f} | {deviation:.2f} | {len(values)} | {gap} "
-            f"| {seconds:.0f} |"
+            f"| {rule} | {statistics.mean(values):.2f} | {deviation:.2f} | {len(values)} | {gap} |"
         )
     environment = record["environment"]
     lines += ["", f"`{environment['command']}` on {environment['cores']} cores of "]

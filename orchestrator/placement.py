@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from learning.errors import UserError
 from learning.settings import Settings
 from orchestrator.plan import Plan
+
+logger = logging.getLogger(__name__)
 
 CREATION_SECONDS = 60.0
 COUNTING_SECONDS = 10.0
@@ -119,8 +122,14 @@ class Placement:
         while time.monotonic() < deadline:
             names = list(ray.available_resources())
             if all(any(n.endswith(group) for n in names) == there for group in groups):
-                break
-            time.sleep(0.02)
+                return
+            time.sleep(0.02)  # Ray has no event for this
+        logger.warning(
+            "the cluster's free resources are still counted %s this run's placement groups after "
+            "%g s: the next run may be told that its plan does not fit, so try it again",
+            "without" if there else "with",
+            COUNTING_SECONDS,
+        )
 
 
 def _rounded_down(amount: float) -> float:

@@ -165,3 +165,16 @@ def test_every_actor_is_a_process_of_its_own_in_the_bundle_of_its_block() -> Non
         "block2": 0.4,
     }
     assert all(is_dead(actor) for actor in actors.values())
+
+
+def test_counts_that_stay_behind_are_said(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, plan, _ = Case(at=("layer2",)).build()
+    reserved = Placement(plan)
+    assert caplog.text == ""
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.placement.COUNTING_SECONDS", 0.0)
+        reserved.remove()
+    assert "still counted with this run's placement groups after 0 s" in caplog.text
+    reserved._wait_counted(False)  # leave the cluster as the next test expects it
