@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from actors.mailbox import Mailbox, StoppedError
-from actors.operations import Key, Kind, Operation, Report, Span
+from actors.operations import Kind, Operation, Report, Span
 from actors.transport import Channel
 from actors.wire import detach_state
 from learning.block import BlockLearner
 from learning.data import Batches
 from learning.errors import UserError
 from learning.feedback import FeedbackLearner, table_step
-from learning.messages import Message
-
-NEXT, PREVIOUS, FEEDBACK, BLOCK = "next", "previous", "feedback", "block"
-"""Names of an actor's channels: to block k+1 and k-1 (or feedback module k-1), and across."""
+from learning.messages import Key, Message, Post, block_name
 
 
 class Executor(ABC):
@@ -27,7 +25,7 @@ class Executor(ABC):
 
     def __init__(self, mailbox: Mailbox, threads: int) -> None:
         self.mailbox, self.threads = mailbox, threads
-        self.channels: Mapping[str, Channel] = {}
+        self.channels: Mapping[str, Channel] = {}  # by the receiver's name
         self.report = Report()
 
     def run(self, operations: Sequence[Operation]) -> Report:
@@ -74,9 +72,10 @@ class Executor(ABC):
     def execute(self, op: Operation) -> None:
         """Execute one operation."""
 
-    def send(self, channel: str, key: Key, message: Message) -> None:
-        """Send over one of this actor's channels."""
-        self.report.bytes_sent += self.channels[channel].send(key, message)
+    def send(self, posts: Iterable[Post]) -> None:
+        """Send over this actor's channels."""
+        for post in posts:
+            self.report.bytes_sent += self.channels[post.to].send(post.key, post.message)
 
 
 class SourceExecutor(Executor):
@@ -91,10 +90,11 @@ class SourceExecutor(Executor):
     def execute(self, op: Operation) -> None:
         if op.kind is Kind.BATCH:
             x, y = self.batches.shard(op.step, op.shard)
-            self.send(NEXT, Key("x", op.step, op.shard), {"x": x, "y": y})
+            key = Key("x", op.step, op.shard)
         else:
             x, y = self.batches.evaluation_batch(op.split, op.shard, self.evaluation_batch)
-            self.send(NEXT, Key("e", op.step, op.shard, split=op.split), {"x": x, "y": y})
+            key = Key("e", op.step, op.shard, split=op.split)
+        self.send([Post(block_name(1), key, {"x": x, "y": y})])
 
 
 class BlockExecutor(Executor):
@@ -111,27 +111,24 @@ class BlockExecutor(Executor):
             message = self.mailbox.take(Key("x", step, shard))
             mixes = learner.forward_needs_feedback(step)
             table = self._feedback(step) if mixes else None
-            on = learner.forward(step, shard, message, table)
-            if on is not None:
-                self.send(NEXT, Key("x", step, shard), on)
+            self.send(learner.forward(step, shard, message, table))
         elif op.kind is Kind.ASSESS:
-            back, readout = learner.assess(step, shard, self._feedback(step))
-            if back is not None:
-                self.send(PREVIOUS, Key("g", step, shard, learner.index), back)
-            if readout is not None:
-                self.send(FEEDBACK, Key("readout", step, shard), readout)
+            self.send(learner.assess(step, shard, self._feedback(step)))
         elif op.kind is Kind.GRADIENT:
-            gradient = self.mailbox.take(Key("g", step, shard, op.origin))["gradient"]
-            back = learner.receive(shard, op.origin, gradient)
-            if back is not None:
-                self.send(PREVIOUS, Key("g", step, shard, op.origin), back)
+            message = self.mailbox.take(Key("g", step, shard, op.origin))
+            self.send(learner.receive(step, shard, op.origin, message))
+        elif op.kind is Kind.PUBLISH:
+            self.send(learner.publish(step))
+        elif op.kind is Kind.READ:
+            learner.read(self.mailbox.take(Key("weights", step, 0, op.origin)))
         elif op.kind is Kind.UPDATE:
             self.report.steps[step] = learner.update(step)
         elif op.kind is Kind.EVALUATE:
             message = self.mailbox.take(Key("e", step, shard, split=op.split))
             on = learner.infer(op.split, message, self._feedback(step))
             if learner.index < learner.last:
-                self.send(NEXT, Key("e", step, shard, split=op.split), on)
+                key = Key("e", step, shard, split=op.split)
+                self.send([Post(block_name(learner.index + 1), key, on)])
         elif op.kind is Kind.TALLY:
             metrics = learner.end_evaluation(op.split)
             self.report.evaluations.append((step, op.split, metrics))
@@ -139,6 +136,11 @@ class BlockExecutor(Executor):
             self.report.snapshots[step] = detach_state(learner.state_dict())
         else:
             raise AssertionError(op)
+
+    def load(self, state: dict[str, Tensor], step: int) -> None:
+        """Load a snapshot; training goes on at `step`."""
+        self._table = (-1, None)
+        _load(self, self.learner, state, step)
 
     def _feedback(self, step: int) -> Message | None:
         if not self.learner.needs_feedback:
@@ -158,19 +160,11 @@ class FeedbackExecutor(Executor):
         super().__init__(mailbox, threads)
         self.learner, self.top = learner, top
 
-    def resend(self, step: int) -> None:
-        """Send the tables that were under way when the snapshot of `step` was taken."""
-        for sent, message in self.learner.pending_tables(step):
-            self.send(BLOCK, Key("table", sent), message)
-
     def execute(self, op: Operation) -> None:
         learner, step = self.learner, op.step
         if op.kind is Kind.TABLE:
             upstream = None if self.top else self.mailbox.take(Key("raw", step))
-            table, raw = learner.forward(step, upstream)
-            self.send(BLOCK, Key("table", step), table)
-            if PREVIOUS in self.channels:
-                self.send(PREVIOUS, Key("raw", step), raw)
+            self.send(learner.forward(step, upstream))
         elif op.kind is Kind.READOUT:
             readout = self.mailbox.take(Key("readout", step, op.shard))
             learner.receive(step, op.shard, readout)
@@ -180,3 +174,15 @@ class FeedbackExecutor(Executor):
             self.report.snapshots[step] = detach_state(learner.state_dict())
         else:
             raise AssertionError(op)
+
+    def load(self, state: dict[str, Tensor], step: int) -> None:
+        """Load a snapshot; training goes on at `step`."""
+        _load(self, self.learner, state, step)
+
+
+def _load(
+    executor: Executor, learner: BlockLearner | FeedbackLearner, state: dict[str, Tensor], step: int
+) -> None:
+    """Load a learner and send again what was under way when the snapshot was taken."""
+    learner.load_state_dict(state)
+    executor.send(learner.in_flight.from_step(step))

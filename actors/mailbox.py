@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from actors.operations import Key
-from learning.messages import Message
+from learning.messages import Key, Message
 
 
 class StoppedError(RuntimeError):
@@ -43,6 +42,12 @@ class Mailbox:
             if key in self._messages:
                 raise RuntimeError(f"a second message {key} arrived before the first was taken")
             self._messages[key] = message
+            self._changed.notify_all()
+
+    def clear(self) -> None:
+        """Drop all messages."""
+        with self._changed:
+            self._messages.clear()
             self._changed.notify_all()
 
     def take(self, key: Key) -> Message:

@@ -1,4 +1,4 @@
-"""The operations that actors execute, the reports they return, and the keys of messages."""
+"""The operations that actors execute and the reports they return."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Kind(StrEnum):
     GRADIENT = "G"  # block: take the gradient of block `origin`'s loss through, send it on
     UPDATE = "U"  # block: optimizer step
     TABLE = "B"  # feedback module: compute the table of a step, send it
+    PUBLISH = "P"  # block: send the weights that other blocks' objectives read
+    READ = "W"  # block: take the weights that its objective reads
     READOUT = "R"  # feedback module: learn from one shard's readout
     FEEDBACK_UPDATE = "V"  # feedback module: optimizer step
     EVALUATE = "E"  # source, block: one evaluation batch
@@ -32,7 +34,8 @@ class Operation(NamedTuple):
 
     Attributes:
         shard: shard of the step, or number of the evaluation batch.
-        origin: block whose loss a gradient comes from.
+        step: of the work; a delayed gradient is of an earlier step than the update it enters.
+        origin: block whose loss a gradient, or whose unit the weights, come from.
         split: data split of an evaluation.
     """
 
@@ -69,13 +72,3 @@ class Report:
     snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     bytes_sent: int = 0
     error: UserError | None = None
-
-
-class Key(NamedTuple):
-    """Names one message at its receiver: what it is, of which step, shard and origin."""
-
-    what: str
-    step: int
-    shard: int = 0
-    origin: int = 0
-    split: str = ""

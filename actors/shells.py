@@ -18,10 +18,11 @@ from actors.execution import (
     SourceExecutor,
 )
 from actors.mailbox import Mailbox, StoppedError
-from actors.operations import Key, Operation, Report
+from actors.operations import Operation, Report
 from actors.transport import ObjectStoreChannel
 from learning.build import Program, build_block, build_feedback
 from learning.data import AugmentSettings, Batches, Dataset, DataSettings, load_dataset
+from learning.messages import Key
 from learning.units import Unit
 
 MAIL = "mail"
@@ -57,8 +58,13 @@ class _Shell:
         self._executor.mailbox.fail(StoppedError())
 
     @ray.method
+    def clear(self) -> None:
+        """Drop the messages of an earlier run that nobody took."""
+        self._executor.mailbox.clear()
+
+    @ray.method
     def connect(self, channels: Mapping[str, tuple[Any, int | None]]) -> str | None:
-        """Set this actor's channels: name to (receiving actor, window).
+        """Set this actor's channels: name of the receiver to (receiving actor, window).
 
         Returns:
             The id of this actor, as Ray's errors give it.
@@ -98,18 +104,25 @@ class _Source(_Shell):
 
 
 class _Block(_Shell):
-    def __init__(self, program: Program, k: int, units: Sequence[Unit], threads: int) -> None:
+    def __init__(
+        self,
+        program: Program,
+        k: int,
+        units: Sequence[Unit],
+        later: Sequence[Sequence[Unit]],
+        threads: int,
+    ) -> None:
         device = actor_device()
         torch.set_num_threads(threads)
-        learner = build_block(program, k, units, device)
+        learner = build_block(program, k, units, device, later)
         executor = BlockExecutor(learner, program.feedback_delay, Mailbox(), threads)
         super().__init__(executor, device)
-        self._learner = learner
+        self._block = executor
 
     @ray.method
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Load a snapshot."""
-        self._learner.load_state_dict(state)
+    def load(self, state: dict[str, Tensor], step: int) -> None:
+        """Load a snapshot; training goes on at `step`."""
+        self._block.load(state, step)
 
 
 class _Feedback(_Shell):
@@ -125,8 +138,7 @@ class _Feedback(_Shell):
     @ray.method
     def load(self, state: dict[str, Tensor], step: int) -> None:
         """Load a snapshot; training goes on at `step`."""
-        self._feedback.learner.load_state_dict(state)
-        self._feedback.resend(step)
+        self._feedback.load(state, step)
 
 
 def actor_classes(

@@ -11,8 +11,7 @@ from ray.exceptions import RayTaskError
 
 from actors import wire
 from actors.mailbox import StoppedError
-from actors.operations import Key
-from learning.messages import Message
+from learning.messages import Key, Message
 
 
 class Channel(Protocol):

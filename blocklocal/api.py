@@ -35,7 +35,8 @@ def fit(
     """Train an `nn.Sequential` block-locally.
 
     Args:
-        model: maps (B, *input_shape) to (B, classes); its weights are trained in place.
+        model: maps (B, *input_shape) to (B, classes), or (B, T) tokens to (B, T, classes); its
+            weights are trained in place.
         data: splits in memory, see `blocklocal.arrays_dataset`.
         blocks: how many, or the names of the units that start a new block; None: 2.
         rule: a rule's kind, or its settings; None: `local`.

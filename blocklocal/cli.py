@@ -1,4 +1,4 @@
-"""The command line: `blocklocal train|eval|export|plan|timeline|doctor`."""
+"""The command line: `blocklocal train|eval|export|plan|timeline|compare|doctor`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from rich.table import Table
 
 from blocklocal import doctor as checks
 from blocklocal.clusters import cluster
+from blocklocal.compare.command import Comparison
+from blocklocal.compare.runner import Failure
 from blocklocal.config import RunConfig, load_config, make_config
 from blocklocal.inference import evaluate_model, load_run
 from blocklocal.observers import Progress
@@ -185,6 +187,47 @@ def timeline_command(run: Path) -> None:
     )
 
 
+@app.command(name="compare")
+def compare_command(
+    study: Path,
+    *words: Annotated[str, Parameter(help="dotted.key=value settings over the study's base")],
+    directory: Annotated[
+        Path | None, Parameter(help="of the results; by default the study's, or studies/<name>")
+    ] = None,
+    workers: Annotated[int | None, Parameter(help="runs at once")] = None,
+    adopt: Annotated[Path | None, Parameter(help="take runs of a JSON file into the study")] = None,
+    report: Annotated[bool, Parameter(help="only write the report of the runs there are")] = False,
+    dry_run: Annotated[bool, Parameter(help="check everything, list what would run")] = False,
+) -> int:
+    """Run a study, rules x networks x blocks x seeds, or go on with it; write its report."""
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers = {workers} is not possible: give 1 or more")
+    comparison = Comparison.open(study, words, directory)
+    if adopt is not None:
+        added, found = comparison.adopt(adopt)
+        _say(f"{found} runs of {adopt} belong to this study, {added} of them new")
+    jobs = [] if report or adopt else comparison.missing()
+    comparison.check(jobs)
+    if dry_run:
+        for job in jobs:
+            _say(f"would run: {job.label}")
+        return 0
+    failures: list[Failure] = []
+    try:
+        if jobs:
+            failures = comparison.run(jobs, workers, console)
+    except KeyboardInterrupt:
+        print("blocklocal: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    for failure in failures:
+        print(f"blocklocal: {failure.label}: {failure.error}", file=sys.stderr)
+    if failures and not comparison.has_runs():
+        return 1
+    comparison.report()
+    _say(f"wrote {comparison.directory / 'report.md'}")
+    return 1 if failures else 0
+
+
 @app.command(name="doctor")
 def doctor_command(*, address: str | None = None) -> None:
     """Check this machine, or a cluster: versions, devices, a message through the object store."""
@@ -205,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
     with suppress(RuntimeError):  # torch takes this once a process, before its first work
         torch.set_num_interop_threads(1)
     try:
-        app(
+        code = app(
             sys.argv[1:] if arguments is None else arguments,
             exit_on_error=False,
             print_error=False,
@@ -221,7 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("blocklocal: interrupted; go on with --resume", file=sys.stderr)
         return 130
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _notes(error: BaseException) -> list[str]:

@@ -19,11 +19,14 @@ from learning.networks import MLPSettings, NetworkSettings
 from learning.rules import Local, RuleSettings
 from learning.settings import (
     AdamWSettings,
+    CodecSettings,
     ConstantSchedule,
+    Float32CodecSettings,
     OptimizerSettings,
     PrecisionSettings,
     ScheduleSettings,
     Settings,
+    UpdateSettings,
 )
 from orchestrator.placement import ResourceSettings
 from orchestrator.plan import BlocksSettings
@@ -83,6 +86,8 @@ class RunConfig(Settings):
     optimizer: OptimizerSettings = AdamWSettings()
     schedule: ScheduleSettings = ConstantSchedule()
     precision: PrecisionSettings = PrecisionSettings()
+    update: UpdateSettings = UpdateSettings()
+    codec: CodecSettings = Float32CodecSettings()
     training: TrainingSettings = TrainingSettings()
     engine: EngineSettings = EngineSettings()
     tracking: TrackingSettings = TrackingSettings()
@@ -99,21 +104,36 @@ def load_config(
     Raises:
         UserError: one sentence for the first thing that is wrong.
     """
-    tree: dict[str, Any] = copy.deepcopy(dict(base or {}))
-    if path is not None:
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(
-                f"cannot read {path} ({error.strerror}): give an existing file"
-            ) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path} is not valid YAML ({reason}): mend the file") from error
-        if not isinstance(loaded, dict):
-            raise UserError(f"{path} holds {type(loaded).__name__}, not settings: write key: value")
-        tree = loaded
-    for word in overrides:
+    tree = copy.deepcopy(dict(base or {})) if path is None else read_tree(path)
+    lay_words(tree, overrides)
+    return make_config(tree)
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings, not validated.
+
+    Raises:
+        UserError: when it cannot be read or holds anything else.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): give an existing file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML ({reason}): mend the file") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} holds {type(loaded).__name__}, not settings: write key: value")
+    return loaded
+
+
+def lay_words(tree: dict[str, Any], words: Sequence[str]) -> None:
+    """Lay `dotted.key=value` words over a tree, from left to right.
+
+    Raises:
+        UserError: for a word that is no setting.
+    """
+    for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key:
             raise UserError(f"{word!r} is not a setting: write dotted.key=value")
@@ -122,7 +142,6 @@ def load_config(
         except yaml.YAMLError as error:
             raise UserError(f"the value of {word!r} is not valid YAML: quote it") from error
         overlay(tree, key.split("."), value)
-    return make_config(tree)
 
 
 def make_config(tree: Mapping[str, Any]) -> RunConfig:

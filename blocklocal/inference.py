@@ -30,7 +30,9 @@ def load_run(run: RunDirectory, step: int) -> tuple[RunConfig, Dataset, nn.Modul
     state = model_state(run.checkpoints.load(step).state)
     dataset = load_dataset(config.data)
     seed = config.training.seed
-    model = build_network(config.network, dataset.input_shape, dataset.classes, seed)
+    model = build_network(
+        config.network, dataset.input_shape, dataset.classes, seed, tokens=dataset.tokens
+    )
     if config.precision.compute == "float64":
         model = model.double()
     model.load_state_dict(state)
@@ -41,7 +43,7 @@ def load_run(run: RunDirectory, step: int) -> tuple[RunConfig, Dataset, nn.Modul
 def evaluate_model(
     model: nn.Module, dataset: Dataset, split: str, config: RunConfig
 ) -> tuple[float, float]:
-    """Mean loss and accuracy of a module on a split.
+    """Mean loss and accuracy of a module on a split, over all labels of all rows.
 
     Raises:
         UserError: for an unknown or empty split.
@@ -60,7 +62,8 @@ def evaluate_model(
         with numerics.autocast():
             scores = model(numerics.arrange(x))
         scores = scores if scores.dtype == torch.float64 else scores.float()
-        loss += F.cross_entropy(scores, y, reduction="sum").item()
+        # Scores of tokens (B, T, V) are those of B * T samples.
+        loss += F.cross_entropy(scores.flatten(0, -2), y.flatten(), reduction="sum").item()
         correct += int((scores.argmax(-1) == y).sum())
-        count += len(y)
+        count += y.numel()
     return loss / count, correct / count

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 import ray
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from blocklocal.config import RunConfig
 from blocklocal.resuming import with_absolute_paths
-from learning.block import LearnerSettings
-from learning.build import Program, check_program
-from learning.data import Batches, Dataset, load_dataset
+from learning.build import Program
+from learning.checks import check_program
+from learning.data import Batches, Dataset, ReversalSettings, TextSettings, load_dataset
 from learning.errors import UserError
-from learning.networks import build_network
+from learning.learner import LearnerSettings
+from learning.networks import GPTSettings, build_network
 from learning.numerics import Numerics
 from learning.units import Unit, units_of
 from orchestrator.placement import even_cpus, free_resources
@@ -71,12 +72,19 @@ def prepare(
     )
     config = with_absolute_paths(config)  # not before: messages name what was given
     if model is None:
-        model = build_network(config.network, dataset.input_shape, dataset.classes, training.seed)
+        _check_direction(config)
+        model = build_network(
+            config.network,
+            dataset.input_shape,
+            dataset.classes,
+            training.seed,
+            tokens=dataset.tokens,
+        )
     units = units_of(model)
     model.to(dtype=_numerics(config).dtype)
     threads = config.engine.resources.threads or max(1, _cores() // config.blocks.count)
     if plan is None:
-        plan = _plan(config, units, dataset.input_shape, threads)
+        plan = _plan(config, units, dataset, threads)
     else:  # what actors reserve may change on resuming
         cpus, gpus = _cpus(config, len(plan.blocks)), config.engine.resources.gpus
         reserved = (b.model_copy(update={"cpus": cpus, "gpus": gpus}) for b in plan.blocks)
@@ -86,11 +94,7 @@ def prepare(
                 f"the data have rows of shape {dataset.input_shape} and the run had "
                 f"{plan.blocks[0].input_shape}: resume it with its own data"
             )
-    if plan.blocks[-1].output_shape != (dataset.classes,):
-        raise UserError(
-            f"the network gives an output of shape {plan.blocks[-1].output_shape} for "
-            f"{dataset.classes} classes: end it with {dataset.classes} scores or set data.classes"
-        )
+    _check_output(plan.blocks[-1].output_shape, dataset)
     steps = training.steps or max(1, round(training.epochs * batches.steps_per_epoch))
     learner_settings = LearnerSettings(
         optimizer=config.optimizer,
@@ -100,10 +104,20 @@ def prepare(
         batch=training.batch,
         shards=training.shards,
         steps=steps,
+        update=config.update,
+        codec=config.codec,
     )
     shapes = tuple(b.output_shape for b in plan.blocks)
-    program = Program(config.rule, learner_settings, shapes, dataset.classes)
-    check_program(program)
+    program = Program(
+        config.rule,
+        learner_settings,
+        shapes,
+        dataset.classes,
+        input_shape=dataset.input_shape,
+        target_shape=dataset.target_shape,
+    )
+    shard = _sample(config, dataset, training.batch // training.shards)
+    check_program(program, plan.units_of_blocks(units), shard)
     every = training.evaluate_every or batches.steps_per_epoch
     return Prepared(
         _with_threads(config, threads),
@@ -116,6 +130,38 @@ def prepare(
         Schedule(steps, every),
         threads,
         in_memory,
+    )
+
+
+def _check_direction(config: RunConfig) -> None:
+    """Refuse a transformer that sees too much or too little of a row for the labels it is given."""
+    data, network = config.data, config.network
+    if not isinstance(network, GPTSettings):
+        return
+    if isinstance(data, TextSettings) and not network.causal:
+        raise UserError(
+            "network.causal = false sees the characters that it is to predict (data.kind = text): "
+            "set network.causal = true"
+        )
+    if isinstance(data, ReversalSettings) and network.causal:
+        raise UserError(
+            "network.causal = true cannot see the end of a row, with which its reversal begins "
+            "(data.kind = reversal): set network.causal = false"
+        )
+
+
+def _check_output(shape: tuple[int, ...], dataset: Dataset) -> None:
+    if shape == (*dataset.target_shape, dataset.classes):
+        return
+    if dataset.target_shape:
+        raise UserError(
+            f"the network gives an output of shape {shape} for labels of shape "
+            f"{dataset.target_shape} of {dataset.classes} classes: end it with {dataset.classes} "
+            "scores for each label"
+        )
+    raise UserError(
+        f"the network gives an output of shape {shape} for {dataset.classes} classes: end it with "
+        f"{dataset.classes} scores or set data.classes"
     )
 
 
@@ -142,12 +188,16 @@ def _numerics(config: RunConfig) -> Numerics:
     return Numerics(config.precision, torch.device("cpu"))
 
 
-def _plan(
-    config: RunConfig, units: Sequence[Unit], input_shape: Sequence[int], threads: int
-) -> Plan:
+def _sample(config: RunConfig, dataset: Dataset, rows: int) -> Tensor:
+    """Inputs of the type that blocks receive; their values do not matter."""
+    dtype = torch.int64 if dataset.tokens else _numerics(config).dtype
+    return torch.zeros(rows, *dataset.input_shape, dtype=dtype)
+
+
+def _plan(config: RunConfig, units: Sequence[Unit], dataset: Dataset, threads: int) -> Plan:
     """Cut the network by what its units take as they will run: in type, and in threads."""
     numerics = _numerics(config)
-    sample = torch.zeros(config.training.batch, *input_shape, dtype=numerics.dtype)
+    sample = _sample(config, dataset, config.training.batch)
     cpus, gpus = _cpus(config, config.blocks.count), config.engine.resources.gpus
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

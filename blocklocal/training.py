@@ -17,7 +17,7 @@ from blocklocal.preparation import Prepared
 from blocklocal.resuming import check_same_network, recorded, start_of
 from orchestrator.engine import RayEngine
 from orchestrator.events import Engine
-from orchestrator.inline import InlineEngine
+from orchestrator.inline import InlineEngine, Probe
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import State, export, model_state
@@ -42,7 +42,7 @@ class Result:
     metrics: dict[str, float]
 
 
-def _engine(prepared: Prepared) -> Engine:
+def _engine(prepared: Prepared, probe: Probe | None = None) -> Engine:
     config, blocks = prepared.config, prepared.plan.units_of_blocks(prepared.units)
     if config.engine.kind == "sequential":
         return InlineEngine(
@@ -51,6 +51,7 @@ def _engine(prepared: Prepared) -> Engine:
             prepared.batches,
             evaluation_batch=config.training.evaluation_batch,
             threads=prepared.threads,
+            probe=probe,
         )
     return RayEngine(
         prepared.program,
@@ -64,11 +65,17 @@ def _engine(prepared: Prepared) -> Engine:
     )
 
 
-def train(prepared: Prepared, observers: Sequence[Observer] = ()) -> Result:
-    """Train a new run from its first step, in a run directory of its own."""
+def train(
+    prepared: Prepared, observers: Sequence[Observer] = (), *, probe: Probe | None = None
+) -> Result:
+    """Train a new run from its first step, in a run directory of its own.
+
+    Args:
+        probe: looks at the sequential engine before each step with evaluations after it.
+    """
     config = prepared.config
     path = config.run.directory or _unused_directory(config.run.name)
-    engine = _engine(prepared)  # first: a cluster without room leaves nothing behind
+    engine = _engine(prepared, probe)  # first: a cluster without room leaves nothing behind
     with _afterwards(lambda _: engine.close()):
         run = RunDirectory.create(
             path, config=recorded(config), version=code_version(), plan=prepared.plan

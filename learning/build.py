@@ -7,14 +7,22 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from learning.block import BlockLearner, LearnerSettings
-from learning.errors import UserError
+from learning.block import BlockLearner
+from learning.codecs import Codec
+from learning.credit import Delayed, Reconcile
+from learning.delayed import DelayedBlock
 from learning.feedback import FeedbackLearner, FeedbackModule
-from learning.messages import Message
+from learning.learner import LearnerSettings
+from learning.messages import block_name, feedback_name
 from learning.numerics import seeded
 from learning.objectives import TaskLoss
+from learning.policies import make_codec
+from learning.publishing import Publication, Reading
 from learning.readout import Readout
+from learning.reconciling import ReconcilingBlock
+from learning.replay import ReplayingBlock
 from learning.rules import Rule
+from learning.rules.base import Site
 from learning.units import Unit
 
 CPU = torch.device("cpu")
@@ -26,12 +34,16 @@ class Program:
 
     Attributes:
         output_shapes: of blocks 1..K, without batch.
+        input_shape: of the network's input, without batch.
+        target_shape: of a sample's labels: () or, for one a token, (T,).
     """
 
     rule: Rule
     settings: LearnerSettings
     output_shapes: tuple[tuple[int, ...], ...]
     classes: int
+    input_shape: tuple[int, ...] = ()
+    target_shape: tuple[int, ...] = ()
 
     @property
     def blocks(self) -> int:
@@ -61,21 +73,104 @@ class Program:
         """Whether block k forms a loss of its own."""
         return self.rule.credit.assessed(k, self.blocks)
 
+    def reading(self, k: int) -> Reading | None:
+        """Whose weights block k's objective reads."""
+        return next((r for r in self.rule.readings(self.blocks) if r.reader == k), None)
+
+    def readings_of(self, k: int) -> list[Reading]:
+        """Who reads weights of block k."""
+        return [r for r in self.rule.readings(self.blocks) if r.publisher == k]
+
+    def receivers(self, name: str) -> list[str]:
+        """The learners to which one sends messages; activations go to the first."""
+        if name == "source":
+            return [block_name(1)]
+        if name.startswith("feedback"):
+            k = int(name.removeprefix("feedback"))
+            below = [feedback_name(k - 1)] if k > 1 and self.feedback_chain else []
+            return [block_name(k), *below]
+        k = int(name.removeprefix("block"))
+        to = [block_name(k + 1)] if k < self.blocks else []
+        if self.rule.credit.broadcast:
+            to += [block_name(j) for j in range(1, k)] if k == self.blocks else []
+        elif any(hop.passed_back(k, self.blocks) for hop in self.rule.credit.hops()):
+            to.append(block_name(k - 1))
+        if k <= self.feedback_modules:
+            to.append(feedback_name(k))
+        readers = [block_name(r.reader) for r in self.readings_of(k)]
+        return list(dict.fromkeys([*to, *readers]))
+
 
 def build_block(
-    program: Program, k: int, units: Sequence[Unit], device: torch.device = CPU
+    program: Program,
+    k: int,
+    units: Sequence[Unit],
+    device: torch.device = CPU,
+    later: Sequence[Sequence[Unit]] = (),
 ) -> BlockLearner:
-    """Build the learner of block k around its `units`, whose weights are kept."""
+    """Build the learner of block k around its `units`, whose weights are kept.
+
+    `later` are the units of the blocks after it, for rules that look ahead.
+    """
+    rule, credit, seed = program.rule, program.rule.credit, program.settings.seed
     objective = None
     if k == program.blocks:
         objective = TaskLoss()
     elif program.assessed(k):
-        with seeded(CPU, program.settings.seed, "objective", k):
-            objective = program.rule.objective(
-                program.output_shapes[k - 1], program.classes, program.settings.steps
-            )
-    return BlockLearner(
-        k, program.blocks, units, objective, program.rule.credit, program.settings, device
+        with seeded(CPU, seed, "objective", k):
+            objective = rule.objective(_site(program, k, later))
+    receptor = None
+    if k < program.blocks:
+        with seeded(CPU, seed, "receptor", k):
+            shape = program.output_shapes[k - 1]
+            receptor = credit.receptor(shape, program.classes, program.target_shape)
+    kind, more = _learner(program, k)
+    return kind(
+        index=k,
+        last=program.blocks,
+        units=units,
+        objective=objective,
+        credit=credit,
+        settings=program.settings,
+        device=device,
+        receptor=receptor,
+        publications=[Publication(r) for r in program.readings_of(k)],
+        reading=program.reading(k),
+        image=rule.needs_image,
+        codec=_codec(program),
+        **more,
+    )
+
+
+def _codec(program: Program) -> Codec:
+    """The codec of the run's messages; a residual stream of tokens has one width throughout."""
+    width = program.output_shapes[0][-1] if len(program.output_shapes[0]) == 2 else None
+    tokens = program.classes if program.target_shape else None
+    return make_codec(program.settings.codec, width=width, vocabulary=tokens)
+
+
+def _learner(program: Program, k: int) -> tuple[type[BlockLearner], dict[str, int]]:
+    """The kind of learner that a rule's blocks are."""
+    credit = program.rule.credit
+    if isinstance(credit, Reconcile):
+        return ReconcilingBlock, {}
+    if isinstance(credit, Delayed) and credit.delay(k, program.blocks):
+        return DelayedBlock, {}
+    if program.rule.slots:
+        return ReplayingBlock, {"slots": program.rule.slots}
+    return BlockLearner, {}
+
+
+def _site(program: Program, k: int, later: Sequence[Sequence[Unit]]) -> Site:
+    return Site(
+        index=k,
+        last=program.blocks,
+        shape=program.output_shapes[k - 1],
+        classes=program.classes,
+        steps=program.settings.steps,
+        input_shape=program.input_shape,
+        target_shape=program.target_shape,
+        later=later,
     )
 
 
@@ -100,37 +195,12 @@ def build_feedback(program: Program, k: int, device: torch.device = CPU) -> Feed
     settings = program.settings
     if feedback.optimizer is not None:
         settings = replace(settings, optimizer=feedback.optimizer)
-    return FeedbackLearner(k, module, readout.temperature, program.feedback_delay, settings, device)
-
-
-def check_program(program: Program) -> None:
-    """Build everything of a program but the blocks' own units, to find what cannot be built.
-
-    Raises:
-        UserError: what an actor would otherwise fail with after it was started.
-    """
-    rates = program.settings.optimizer.lr
-    if isinstance(rates, tuple) and len(rates) != program.blocks:
-        raise UserError(
-            f"optimizer.lr lists {len(rates)} values for {program.blocks} blocks: give one a block"
-        )
-    upstream: Message | None = None
-    tables: dict[int, Message] = {}
-    for k in range(program.feedback_modules, 0, -1):
-        source = upstream if program.feedback_chain else None
-        tables[k], upstream = build_feedback(program, k).forward(0, source)
-    samples = program.settings.batch // program.settings.shards
-    for k in range(1, program.blocks + 1):
-        learner = build_block(program, k, ())
-        shape = program.output_shapes[k - 1]
-        if learner.objective is None:
-            continue
-        h = torch.zeros(samples, *shape, dtype=learner.numerics.dtype)
-        try:
-            learner.objective(h, torch.zeros(samples, dtype=torch.long), tables.get(k))
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"the objective of block {k} cannot work on {samples} samples of shape {shape} "
-                f"({reason}): cut the network at another unit or use fewer training.shards"
-            ) from error
+    return FeedbackLearner(
+        k,
+        module,
+        program.rule.table_loss(readout),
+        program.feedback_delay,
+        program.feedback_chain,
+        settings,
+        device,
+    )

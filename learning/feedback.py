@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -11,12 +10,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from learning.block import LearnerSettings, partition_state
 from learning.errors import NonFiniteLossError
-from learning.latents import Family, label_loss
-from learning.messages import Message, outgoing
+from learning.latents import Family
+from learning.learner import LearnerSettings, partition_state
+from learning.messages import InFlight, Key, Message, Post, block_name, feedback_name, outgoing
 from learning.numerics import Numerics, seeded
 from learning.settings import OptimizerSettings, Settings
+from learning.tables import TableLoss
 from learning.update import Updater
 
 
@@ -83,16 +83,18 @@ def _linear(source: int, width: int, deviation: float, *, bias: bool) -> nn.Line
 
 @dataclass
 class FeedbackLearner:
-    """Feedback module `index`: computes its table, learns it from the block's readouts by E6.
+    """Feedback module `index`: computes its table and learns it from the block's readouts.
 
-    The gradient dE6/db uses the current table and the readout of the same step, so a delay between
-    table and block does not make the feedback network's own learning stale.
+    `loss` is the one the block learns from. Its gradient here uses the current table and the
+    readout of the same step, so a delay between table and block does not make the feedback
+    network's own learning stale.
     """
 
     index: int
     module: FeedbackModule
-    temperature: float
+    loss: TableLoss
     delay: int
+    chain: bool
     settings: LearnerSettings
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -109,14 +111,13 @@ class FeedbackLearner:
         )
         self._raw: Tensor | None = None
         self._loss: Tensor | float = 0.0
-        # Tables that block `index` will use after the current step, for checkpoints.
-        self._sent: deque[tuple[int, Message]] = deque(maxlen=max(1, self.delay))
+        self.in_flight = InFlight()
 
-    def forward(self, step: int, upstream: Message | None) -> tuple[Message, Message]:
+    def forward(self, step: int, upstream: Message | None) -> list[Post]:
         """Compute the table of `step`.
 
         Returns:
-            The message for block `index` (b, c) and the one for feedback module index-1 (raw).
+            The message for block `index` (b, c) and, in a chain, the one for module index-1 (raw).
         """
         source = None if upstream is None else self.numerics.arrange(upstream["raw"])
         with seeded(self.device, self.settings.seed, "feedback", self.index, step):
@@ -126,26 +127,31 @@ class FeedbackLearner:
             "b": outgoing(self.module.family.feedback(raw)),
             "c": outgoing(self.module.bias.clone()),
         }
-        self._sent.append((step, message))
-        return message, {"raw": outgoing(raw)}
+        until = step + self.delay if self.delay else None
+        table = Post(block_name(self.index), Key("table", step), message, until)
+        self.in_flight.keep([table], step)
+        if not self.chain or self.index == 1:
+            return [table]
+        below = feedback_name(self.index - 1)
+        return [table, Post(below, Key("raw", step), {"raw": outgoing(raw)})]
 
     def receive(self, step: int, shard: int, readout: Message) -> None:
-        """Add the gradient of E6 on one shard's readout (b, U, P), which is a constant here.
+        """Add the gradient of the loss on one shard's readout, which is a constant here.
 
         Raises:
             NonFiniteLossError: before the gradient is added.
         """
         assert self._raw is not None
         a, y = self.numerics.arrange(readout["a"]), readout["y"].to(self.device)
-        family = self.module.family
-        score = family.score(a, family.feedback(self._raw))
-        loss = label_loss(score, self.module.bias, y, self.temperature)
+        table = {"b": self.module.family.feedback(self._raw), "c": self.module.bias}
+        loss, _ = self.loss(a, table, y)
         if not torch.isfinite(loss):
             raise NonFiniteLossError(self.index, step, loss.item())
         gradients = torch.autograd.grad(
             loss,
             self.updater.parameters,
             retain_graph=shard + 1 < self.settings.shards,
+            allow_unused=True,  # not every loss reads the label bias
         )
         self.updater.add(gradients)
         self.updater.end_shard()
@@ -158,30 +164,18 @@ class FeedbackLearner:
         self.updater.step(step)
         return {"loss": loss}
 
-    def pending_tables(self, step: int) -> list[tuple[int, Message]]:
-        """The tables computed before `step` that block `index` still uses from `step` on."""
-        first = max(0, step - self.delay)
-        return [(i, message) for i, message in self._sent if first <= i < step]
-
     def state_dict(self) -> dict[str, Tensor]:
-        """`feedback.*`, `optimizer.*`, and the tables under way as `sent.<step>.<name>`."""
+        """`feedback.*`, `optimizer.*`, and the tables under way as `sent.*`."""
         state = {f"feedback.{n}": t for n, t in self.module.state_dict().items()}
         state |= {f"optimizer.{n}": t for n, t in self.updater.state_dict().items()}
-        for step, message in self._sent:
-            state |= {f"sent.{step}.{name}": t for name, t in message.items()}
-        return state
+        return state | {f"sent.{n}": t for n, t in self.in_flight.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load what `state_dict` returned (tensors are copied)."""
         parts = partition_state(state)
         self.module.load_state_dict(parts["feedback"])
         self.updater.load_state_dict(parts["optimizer"])
-        tables: dict[int, Message] = {}
-        for full_name, tensor in parts["sent"].items():
-            step, name = full_name.split(".")
-            tables.setdefault(int(step), {})[name] = tensor.to(self.device, copy=True)
-        self._sent.clear()
-        self._sent.extend(sorted(tables.items()))
+        self.in_flight.load_state_dict(parts["sent"], self.device)
 
 
 def table_step(step: int, delay: int) -> int:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from learning.errors import UserError
+from learning.networks.attention import Rotary, TransformerBlock, initialise
 from learning.settings import Settings
 
 
@@ -19,12 +20,15 @@ class HeadSettings(Settings):
 
     `linear`: average pooling to `grid` x `grid` and a linear layer. `conv`: pooling to at most
     `pool` x `pool` and `depth` times 3x3 convolution, batch norm, ReLU (stride 2 first) before it.
-    On vectors `conv` is a hidden layer of `width` with batch norm instead.
+    On vectors `conv` is a hidden layer of `width` with batch norm instead. `transformer`: `depth`
+    transformer blocks before the linear layer, on tokens.
     """
 
-    kind: Literal["linear", "conv"] = "linear"
+    kind: Literal["linear", "conv", "transformer"] = "linear"
     width: int = Field(default=128, ge=1)
     depth: int = Field(default=1, ge=1)
+    heads: int = Field(default=4, ge=1, description="of attention; divides the features of a token")
+    causal: bool = Field(default=True, description="no token sees the ones after it")
     pool: int = Field(default=16, ge=2)
     grid: int = Field(
         default=1, ge=1, description="images are pooled to grid x grid before the linear layer"
@@ -34,17 +38,69 @@ class HeadSettings(Settings):
 class PooledLinear(nn.Module):
     """Pooling to a grid and a linear layer: (B, C, H, W) or (B, D) to scores (B, classes)."""
 
-    def __init__(self, shape: tuple[int, ...], classes: int, grid: int) -> None:
+    def __init__(self, shape: tuple[int, ...], classes: int, grid: int | tuple[int, int]) -> None:
         super().__init__()
-        image = len(shape) == 3
-        self.grid = (min(grid, shape[1]), min(grid, shape[2])) if image else None
+        rows, columns = (grid, grid) if isinstance(grid, int) else grid
+        self.grid = (min(rows, shape[1]), min(columns, shape[2])) if len(shape) == 3 else None
         cells = math.prod(self.grid) if self.grid else 1
         self.linear = nn.Linear(shape[0] * cells, classes)
 
     def forward(self, h: Tensor) -> Tensor:
         if self.grid is not None:
-            return self.linear(F.adaptive_avg_pool2d(h, self.grid).flatten(1))
-        return self.linear(h.mean(dim=tuple(range(2, h.dim()))) if h.dim() > 2 else h)
+            h = F.adaptive_avg_pool2d(h, self.grid).flatten(1)
+        return self.linear(h)
+
+
+class TokenLinear(nn.Module):
+    """RMS norm and a linear layer: (B, T, D) to scores (B, T, classes), or (B, classes) pooled."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int, *, per_token: bool) -> None:
+        super().__init__()
+        self.per_token = per_token
+        self.norm = nn.RMSNorm(shape[-1])
+        self.linear = nn.Linear(shape[-1], classes)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = self.norm(h)
+        return self.linear(h if self.per_token else h.mean(1))
+
+
+def transformer_features(
+    shape: tuple[int, ...], depth: int, heads: int, *, causal: bool
+) -> nn.Sequential:
+    """`depth` pre-norm transformer blocks without biases: (B, T, D) to (B, T, D).
+
+    As those of `network.kind = gpt`, with four widths of hidden features and rotary positions
+    (without any where the size of a head is odd).
+
+    Raises:
+        UserError: for activations that are not tokens, or that the heads cannot share.
+    """
+    if len(shape) != 2:
+        raise UserError(
+            f"transformer blocks of a head read tokens (tokens, features), not {shape}: use "
+            "rule.head.kind = linear"
+        )
+    context, size = shape
+    if size % heads:
+        raise UserError(
+            f"{heads} attention heads of an auxiliary network do not divide the {size} features "
+            "of a token: set the rule's number of heads to a divisor"
+        )
+    blocks = nn.Sequential()
+    for _ in range(depth):
+        block = TransformerBlock(
+            size,
+            heads,
+            hidden=4 * size,
+            norm=nn.RMSNorm,
+            bias=False,
+            causal=causal,
+            rotary=None if (size // heads) % 2 else Rotary(context, size // heads),
+        )
+        blocks.append(block)
+    initialise(blocks, max(1, depth))
+    return blocks
 
 
 def conv_features(shape: tuple[int, ...], width: int, depth: int, pool: int) -> nn.Sequential:
@@ -64,8 +120,26 @@ def conv_features(shape: tuple[int, ...], width: int, depth: int, pool: int) -> 
     return nn.Sequential(*layers)
 
 
-def make_head(settings: HeadSettings, shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Build the head for activations of `shape` (without batch)."""
+def make_head(
+    settings: HeadSettings,
+    shape: tuple[int, ...],
+    classes: int,
+    target_shape: tuple[int, ...] = (),
+) -> nn.Module:
+    """Build the head for activations of `shape` and labels of `target_shape` (without batch)."""
+    if target_shape and len(shape) != 2:
+        raise UserError(
+            f"with one label a token a head reads tokens (tokens, features), not {shape}: cut the "
+            "network at another unit"
+        )
+    if settings.kind == "linear" and len(shape) == 2:
+        return TokenLinear(shape, classes, per_token=bool(target_shape))
+    if settings.kind == "transformer":
+        features = transformer_features(
+            shape, settings.depth, settings.heads, causal=settings.causal
+        )
+        linear = TokenLinear(shape, classes, per_token=bool(target_shape))
+        return nn.Sequential(OrderedDict(features=features, linear=linear))
     if settings.kind == "linear":
         return PooledLinear(shape, classes, settings.grid)
     if len(shape) == 3:

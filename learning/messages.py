@@ -1,13 +1,56 @@
-"""Messages: named tensors that cross a block boundary, detached and contiguous."""
+"""Messages: named tensors that cross a block boundary, detached and contiguous, and their keys."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
 Message = dict[str, Tensor]
-"""Named tensors. Forward: `x` (b, ...) and labels `y` (b,). Gradient: `gradient` (b, ...), of the
-per-sample sum of a loss. Feedback: natural parameters `b` (C, U, P) and label bias `c` (C,); its
-chain carries `raw` (C, U, P). Readout, from a block to its feedback module: `a` (b, U, P), `y`."""
+"""Named tensors.
+
+Forward (`x`): `x` (b, ...), labels `y` (b, ...), and with some rules the gradient `d` of the
+sender's loss at `x`, or the network's input `image`. Gradient (`g`): `gradient` (b, ...), of the
+per-sample sum of a loss. Feedback (`table`): natural parameters `b` (C, U, P), label bias `c` (C,);
+its chain (`raw`) carries `raw` (C, U, P). `readout`: `a` (b, U, P) and `y`. `weights`: the state of
+one unit. Floating tensors of `x` and `g` are written by the run's codec.
+"""
+
+
+class Key(NamedTuple):
+    """Names one message at its receiver: what it is, of which step, shard and origin."""
+
+    what: str
+    step: int
+    shard: int = 0
+    origin: int = 0
+    split: str = ""
+
+
+class Post(NamedTuple):
+    """A message on its way.
+
+    Attributes:
+        to: name of the receiving learner.
+        until: the step in which it is taken, where that is a later one than it is sent in.
+    """
+
+    to: str
+    key: Key
+    message: Message
+    until: int | None = None
+
+
+def block_name(k: int) -> str:
+    """The name of block k's learner."""
+    return f"block{k}"
+
+
+def feedback_name(k: int) -> str:
+    """The name of feedback module k's learner."""
+    return f"feedback{k}"
 
 
 def outgoing(tensor: Tensor) -> Tensor:
@@ -17,3 +60,36 @@ def outgoing(tensor: Tensor) -> Tensor:
     counts as contiguous with any stride and NumPy writes anew.
     """
     return tensor.detach().contiguous().view(-1).view(tensor.shape)
+
+
+class InFlight:
+    """Posts that are taken in a later step than they are sent in: a snapshot must hold them."""
+
+    def __init__(self) -> None:
+        self._posts: list[Post] = []
+
+    def keep(self, posts: Iterable[Post], step: int) -> None:
+        """Remember those of the posts sent in `step` that wait for a later one."""
+        self._posts = [p for p in self._posts if p.until is not None and p.until > step]
+        self._posts += [p for p in posts if p.until is not None and p.until > step]
+
+    def from_step(self, step: int) -> list[Post]:
+        """What is taken in `step` or later."""
+        return [p for p in self._posts if p.until is not None and p.until >= step]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All posts by `<what>.<step>.<shard>.<origin>.<until>.<to>.<name>`."""
+        return {
+            f"{key.what}.{key.step}.{key.shard}.{key.origin}.{until}.{to}.{name}": tensor
+            for to, key, message, until in self._posts
+            for name, tensor in message.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
+        """Load what `state_dict` returned (tensors are copied)."""
+        posts: dict[tuple[str, Key, int], Message] = {}
+        for full_name, tensor in state.items():
+            what, step, shard, origin, until, to, name = full_name.split(".", 6)
+            key = Key(what, int(step), int(shard), int(origin))
+            posts.setdefault((to, key, int(until)), {})[name] = tensor.to(device, copy=True)
+        self._posts = [Post(to, key, m, until) for (to, key, until), m in posts.items()]

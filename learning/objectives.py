@@ -9,9 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learning.latents import label_loss
 from learning.messages import Message, outgoing
 from learning.readout import LatentSettings, Readout
+from learning.tables import Candidates, EvidenceLoss, TableLoss
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an objective is told besides the block's output.
+
+    Attributes:
+        y: labels (b,), or one a token (b, T).
+        table: the message of the block's feedback module, where the rule has one.
+        image: the network's input (b, ...), where the rule sends it along.
+    """
+
+    y: Tensor
+    table: Message | None = None
+    image: Tensor | None = None
 
 
 @dataclass
@@ -20,7 +35,7 @@ class Assessment:
 
     Attributes:
         loss: sum of the per-sample losses, a scalar with a graph.
-        scores: class scores (b, classes) for the block's own accuracy.
+        scores: class scores (b, classes), or (b, T, classes), for the block's own accuracy.
         readout: the message for the block's feedback module, or None.
     """
 
@@ -35,8 +50,12 @@ class Objective(nn.Module, ABC):
     needs_feedback = False
 
     @abstractmethod
-    def forward(self, h: Tensor, y: Tensor, feedback: Message | None) -> Assessment:
-        """Assess the block's output h (b, ...) against labels y (b,)."""
+    def forward(self, h: Tensor, told: Told) -> Assessment:
+        """Assess the block's output h (b, ...)."""
+
+    def take(self, weights: Message) -> None:
+        """Take the state of another block's unit, for objectives that read one."""
+        raise AssertionError("this objective reads no weights")
 
     def mixes(self, step: int) -> bool:
         """Whether `send_on` changes anything at `step`; only then does a forward need feedback."""
@@ -47,12 +66,27 @@ class Objective(nn.Module, ABC):
         return h
 
 
+def wide(h: Tensor) -> Tensor:
+    """The same numbers in float32, or float64 where they are."""
+    return h if h.dtype == torch.float64 else h.float()
+
+
+def classification_loss(scores: Tensor, y: Tensor) -> Tensor:
+    """Sum over samples of the cross-entropy; a sample of many tokens counts their mean.
+
+    Shapes (b, C) and (b,), or (b, T, C) and (b, T), to ().
+    """
+    if y.dim() == 1:
+        return F.cross_entropy(scores, y, reduction="sum")
+    return F.cross_entropy(scores.flatten(0, -2), y.flatten(), reduction="sum") / y[0].numel()
+
+
 class TaskLoss(Objective):
     """Cross-entropy of the network's own output: the objective of block K under every rule."""
 
-    def forward(self, h: Tensor, y: Tensor, feedback: Message | None) -> Assessment:
-        scores = h if h.dtype == torch.float64 else h.float()
-        return Assessment(F.cross_entropy(scores, y, reduction="sum"), scores)
+    def forward(self, h: Tensor, told: Told) -> Assessment:
+        scores = wide(h)
+        return Assessment(classification_loss(scores, told.y), scores)
 
 
 class AuxiliaryClassifier(Objective):
@@ -62,10 +96,20 @@ class AuxiliaryClassifier(Objective):
         super().__init__()
         self.head = head
 
-    def forward(self, h: Tensor, y: Tensor, feedback: Message | None) -> Assessment:
-        scores = self.head(h)
-        scores = scores if scores.dtype == torch.float64 else scores.float()
-        return Assessment(F.cross_entropy(scores, y, reduction="sum"), scores)
+    def forward(self, h: Tensor, told: Told) -> Assessment:
+        scores = wide(self.head(h))
+        return Assessment(classification_loss(scores, told.y), scores)
+
+
+def assess_table(readout: Readout, compare: TableLoss, h: Tensor, told: Told) -> Assessment:
+    """Read h (b, ...) out, compare it with the table, and tell the feedback module."""
+    assert told.table is not None
+    a = readout(h)
+    with torch.autocast(h.device.type, enabled=False):
+        table = {name: tensor.to(a.dtype) for name, tensor in told.table.items()}
+        loss, scores = compare(a, table, told.y)
+    # One a token: (b * T, C) to (b, T, C).
+    return Assessment(loss, scores.unflatten(0, told.y.shape), {"a": outgoing(a), "y": told.y})
 
 
 class Evidence(Objective):
@@ -78,21 +122,21 @@ class Evidence(Objective):
     needs_feedback = True
 
     def __init__(
-        self, latent: LatentSettings, shape: tuple[int, ...], bootstrap: Bootstrap | None = None
+        self,
+        latent: LatentSettings,
+        shape: tuple[int, ...],
+        bootstrap: Bootstrap | None = None,
+        *,
+        per_token: bool = False,
+        candidates: Candidates = "all",
     ) -> None:
         super().__init__()
-        self.readout = Readout(latent, shape)
+        self.readout = Readout(latent, shape, per_token=per_token)
+        self.compare = EvidenceLoss(self.readout.family, self.readout.temperature, candidates)
         self.bootstrap = bootstrap
 
-    def forward(self, h: Tensor, y: Tensor, feedback: Message | None) -> Assessment:
-        assert feedback is not None
-        a = self.readout(h)
-        with torch.autocast(h.device.type, enabled=False):
-            score = self.readout.family.score(a, feedback["b"].to(a.dtype))
-            bias = feedback["c"].to(a.dtype)
-            loss = label_loss(score, bias, y, self.readout.temperature)
-        scores = bias + self.readout.temperature * score.detach()
-        return Assessment(loss, scores, {"a": outgoing(a), "y": y})
+    def forward(self, h: Tensor, told: Told) -> Assessment:
+        return assess_table(self.readout, self.compare, h, told)
 
     def mixes(self, step: int) -> bool:
         """Whether some samples go on from the posterior at `step`."""
@@ -103,7 +147,7 @@ class Evidence(Objective):
         """Posterior bootstrapping: a share of the samples goes on from the posterior."""
         assert self.bootstrap is not None
         chosen = torch.rand(len(h), device=h.device) < self.bootstrap.at(step)
-        moved = self.readout.posterior(h, feedback["b"][y])
+        moved = self.readout.posterior(h, feedback["b"][y.flatten()])
         return torch.where(chosen.view(-1, *[1] * (h.dim() - 1)), moved, h)
 
 

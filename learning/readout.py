@@ -37,9 +37,14 @@ CONVOLUTION_INPUT = 16  # images are pooled to at most this before the readout's
 
 
 class Readout(nn.Module):
-    """Activation (B, C, H, W) or (B, D) to natural parameters (B, U, P), in float32 or wider."""
+    """Activation (B, C, H, W), (B, T, D) or (B, D) to natural parameters (B, U, P), in float32+.
 
-    def __init__(self, settings: LatentSettings, shape: tuple[int, ...]) -> None:
+    Tokens are pooled to their mean or, `per_token`, are samples of the latent: (B * T, U, P).
+    """
+
+    def __init__(
+        self, settings: LatentSettings, shape: tuple[int, ...], *, per_token: bool = False
+    ) -> None:
         super().__init__()
         self.family = make_family(settings.kind, settings.states)
         self.grid = (
@@ -47,12 +52,18 @@ class Readout(nn.Module):
             if len(shape) == 3
             else None
         )
-        if len(shape) not in (1, 3):
+        if len(shape) not in (1, 2, 3):
             raise UserError(
-                f"rule.kind = bll reads activations of shape (features,) or (channels, height, "
-                f"width), not {shape}: cut the network at another unit"
+                "this rule reads activations of shape (features,), (tokens, features) or "
+                f"(channels, height, width), not {shape}: cut the network at another unit"
             )
-        channels = shape[0]
+        if per_token and len(shape) != 2:
+            raise UserError(
+                "with one label a token this rule reads activations of shape (tokens, features), "
+                f"not {shape}: cut the network at another unit"
+            )
+        self.tokens, self.per_token = len(shape) == 2, per_token
+        channels = shape[1] if self.tokens else shape[0]
         self.convolution: nn.Module = nn.Identity()
         if settings.convolution is not None and self.grid is not None:
             channels = settings.convolution
@@ -78,15 +89,17 @@ class Readout(nn.Module):
             self.offset = nn.Parameter(torch.zeros(self.features))
 
     def pool(self, h: Tensor) -> Tensor:
-        """(B, ...) to (B, features), in float32 at least."""
+        """(B, ...) to (B, features), or (B * T, features), in float32 at least."""
         h = self.convolution(h)
         h = h if h.dtype == torch.float64 else h.float()
+        if self.tokens:
+            return h.flatten(0, 1) if self.per_token else h.mean(1)
         if self.grid is not None:
             h = F.adaptive_avg_pool2d(h, self.grid)
         return h.flatten(1)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Natural parameters of alpha: (B, U, P)."""
+        """Natural parameters of alpha: (B, U, P), or (B * T, U, P)."""
         pooled = self.pool(h)
         with torch.autocast(h.device.type, enabled=False):
             return self._arrange(self.norm(pooled))
@@ -101,6 +114,8 @@ class Readout(nn.Module):
     def posterior(self, h: Tensor, b: Tensor) -> Tensor:
         """The activation moved to the posterior (E1): h (B, ...), b (B, U, P) to (B, ...).
 
+        With one label a token b is (B * T, U, P).
+
         The shift is made in the readout's coordinates, scaled back by its standard deviation and
         spread evenly over the cells that each readout pools. Derived in docs/rules/bll.md.
         """
@@ -113,6 +128,8 @@ class Readout(nn.Module):
             moved = F.interpolate(
                 moved.unflatten(1, (h.shape[1], *self.grid)), size=h.shape[2:], mode="nearest"
             )
+        if self.tokens:
+            moved = moved.view_as(h) if self.per_token else moved[:, None]
         return h + moved.to(h.dtype)
 
     def _normalised(self, pooled: Tensor) -> tuple[Tensor, Tensor]:

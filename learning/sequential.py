@@ -5,13 +5,14 @@ It is the definition of correct. Everything distributed must end with the same b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
+from learning.block import BlockLearner
 from learning.build import Program, build_block, build_feedback
 from learning.feedback import table_step
-from learning.messages import Message
+from learning.messages import Key, Message, Post, block_name, feedback_name
 from learning.units import Unit
 
 Metrics = dict[str, dict[str, float]]
@@ -26,82 +27,107 @@ class SequentialEngine:
 
     def __init__(self, program: Program, blocks: Sequence[Sequence[Unit]]) -> None:
         self.program = program
-        self.blocks = [build_block(program, k, u) for k, u in enumerate(blocks, start=1)]
+        later = [blocks[k:] if program.rule.looks_ahead else () for k in range(1, len(blocks) + 1)]
+        self.blocks = [
+            build_block(program, k, units, later=after)
+            for k, (units, after) in enumerate(zip(blocks, later, strict=True), start=1)
+        ]
         self.feedback = {
             k: build_feedback(program, k) for k in range(1, program.feedback_modules + 1)
         }
-        self._tables: dict[tuple[int, int], Message] = {}
+        self._mail: dict[tuple[str, Key], Message] = {}
 
     def train_step(self, step: int, shard_of: ShardOf) -> Metrics:
         """One optimizer update of every block from one global batch."""
-        used = table_step(step, self.program.feedback_delay)
-        self._tables = {key: table for key, table in self._tables.items() if key[1] >= used}
-        for k, message in self._feedback_tables(step).items():
-            self._tables[k, step] = message
-        tables = self._tables_at(step)
+        self._tell(step)
         for shard in range(self.program.settings.shards):
             x, y = shard_of(step, shard)
-            self._forward(step, shard, {"x": x, "y": y}, tables)
-            self._backward(step, shard, tables)
-        metrics = {f"block{b.index}": b.update(step) for b in self.blocks}
-        metrics |= {f"feedback{k}": f.update(step) for k, f in self.feedback.items()}
-        return metrics
+            self._post([Post(block_name(1), Key("x", step, shard), {"x": x, "y": y})])
+            self._forward(step, shard)
+            self._backward(step, shard)
+        metrics = {block_name(b.index): b.update(step) for b in self.blocks}
+        return metrics | {feedback_name(k): f.update(step) for k, f in self.feedback.items()}
 
-    def _feedback_tables(self, step: int) -> dict[int, Message]:
-        tables: dict[int, Message] = {}
-        upstream: Message | None = None
+    def _tell(self, step: int) -> None:
+        """What blocks are told before a step: tables of labels, weights of other blocks."""
         for k in sorted(self.feedback, reverse=True):
-            source = upstream if self.program.feedback_chain else None
-            tables[k], upstream = self.feedback[k].forward(step, source)
-        return tables
-
-    def _tables_at(self, step: int) -> Mapping[int, Message]:
+            top = k == self.program.feedback_modules or not self.program.feedback_chain
+            self._post(
+                self.feedback[k].forward(
+                    step, None if top else self._take(feedback_name(k), Key("raw", step))
+                )
+            )
         used = table_step(step, self.program.feedback_delay)
-        return {k: self._tables[k, used] for k in self.feedback}
-
-    def _forward(
-        self, step: int, shard: int, message: Message, tables: Mapping[int, Message]
-    ) -> None:
+        self._mail = {
+            (to, key): message
+            for (to, key), message in self._mail.items()
+            if key.what != "table" or key.step >= used
+        }
         for block in self.blocks:
-            on = block.forward(step, shard, message, tables.get(block.index))
-            if on is not None:
-                message = on
+            self._post(block.publish(step))
+        for block in self.blocks:
+            reading = block.reading
+            if reading is not None and (read := reading.step_read(step)) is not None:
+                key = Key("weights", read, 0, reading.publisher)
+                block.read(self._take(block_name(block.index), key))
 
-    def _backward(self, step: int, shard: int, tables: Mapping[int, Message]) -> None:
-        arriving: list[tuple[int, Message]] = []
+    def _forward(self, step: int, shard: int) -> None:
+        for block in self.blocks:
+            message = self._take(block_name(block.index), Key("x", step, shard))
+            self._post(block.forward(step, shard, message, self._table(block, step)))
+
+    def _backward(self, step: int, shard: int) -> None:
+        hop = self.program.rule.credit.at(step)
         for block in reversed(self.blocks):
-            leaving: list[tuple[int, Message]] = []
-            if block.objective is not None:
-                back, readout = block.assess(step, shard, tables.get(block.index))
-                if back is not None:
-                    leaving.append((block.index, back))
-                if readout is not None:
-                    self.feedback[block.index].receive(step, shard, readout)
-            for origin, message in arriving:
-                back = block.receive(shard, origin, message["gradient"])
-                if back is not None:
-                    leaving.append((origin, back))
-            arriving = leaving
+            k, old = block.index, step - block.delay
+            if old < 0:
+                continue
+            for origin in hop.reaching(k, self.program.blocks):
+                if origin == k:
+                    self._post(block.assess(step, shard, self._table(block, step)))
+                else:
+                    message = self._take(block_name(k), Key("g", old, shard, origin))
+                    self._post(block.receive(old, shard, origin, message))
+            if k in self.feedback:
+                readout = self._take(feedback_name(k), Key("readout", step, shard))
+                self.feedback[k].receive(step, shard, readout)
+
+    def _table(self, block: BlockLearner, step: int) -> Message | None:
+        used = table_step(step, self.program.feedback_delay)
+        return (
+            self._mail[block_name(block.index), Key("table", used)]
+            if block.needs_feedback
+            else None
+        )
+
+    def _post(self, posts: Iterable[Post]) -> None:
+        for post in posts:
+            assert (post.to, post.key) not in self._mail
+            self._mail[post.to, post.key] = post.message
+
+    def _take(self, to: str, key: Key) -> Message:
+        return self._mail.pop((to, key))
 
     def evaluate(self, step: int, split: str, batches: Iterator[tuple[Tensor, Tensor]]) -> Metrics:
         """Loss and accuracy of every block's own objective, with the weights after `step`."""
-        tables = self._tables_at(step) if self.feedback else {}
         for x, y in batches:
             message: Message = {"x": x, "y": y}
             for block in self.blocks:
-                message = block.infer(split, message, tables.get(block.index))
-        return {f"block{b.index}": m for b in self.blocks if (m := b.end_evaluation(split))}
+                message = block.infer(split, message, self._table(block, step))
+        return {block_name(b.index): m for b in self.blocks if (m := b.end_evaluation(split))}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The state of every learner by name, as checkpoints hold it."""
-        state = {f"block{b.index}": b.state_dict() for b in self.blocks}
-        return state | {f"feedback{k}": f.state_dict() for k, f in self.feedback.items()}
+        state = {block_name(b.index): b.state_dict() for b in self.blocks}
+        return state | {feedback_name(k): f.state_dict() for k, f in self.feedback.items()}
 
     def load_state_dict(self, state: Mapping[str, dict[str, Tensor]], step: int) -> None:
         """Load a state taken after step `step - 1`; training goes on at `step`."""
-        for block in self.blocks:
-            block.load_state_dict(state[f"block{block.index}"])
-        for k, feedback in self.feedback.items():
-            feedback.load_state_dict(state[f"feedback{k}"])
-            for sent, message in feedback.pending_tables(step):
-                self._tables[k, sent] = message
+        self._mail.clear()
+        learners = {block_name(b.index): b for b in self.blocks}
+        for name, learner in {
+            **learners,
+            **{feedback_name(k): f for k, f in self.feedback.items()},
+        }.items():
+            learner.load_state_dict(state[name])
+            self._post(learner.in_flight.from_step(step))

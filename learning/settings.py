@@ -95,3 +95,58 @@ class PrecisionSettings(Settings):
 
     compute: Literal["float32", "bfloat16", "float64"] = "float32"
     memory_format: Literal["contiguous", "channels-last"] = "contiguous"
+
+
+class UpdateSettings(Settings):
+    """What happens between a block's gradients and its optimizer."""
+
+    proximal: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="tau of proximal backpropagation in linear layers; null: plain gradients",
+    )
+    fused: bool = Field(
+        default=False, description="step each parameter during the backward pass, free its gradient"
+    )
+
+
+class Float32CodecSettings(Settings):
+    """Tensors travel as they are, in their own type."""
+
+    kind: Literal["float32"] = "float32"
+
+
+class BFloat16CodecSettings(Settings):
+    """Rounded to bfloat16: 8 significant bits, the range of float32."""
+
+    kind: Literal["bfloat16"] = "bfloat16"
+
+
+class Float16CodecSettings(Settings):
+    """Rounded to float16 under one power-of-two scale a tensor: 11 significant bits."""
+
+    kind: Literal["float16"] = "float16"
+
+
+class Int8CodecSettings(Settings):
+    """Rounded to 255 levels, with one float32 scale a channel."""
+
+    kind: Literal["int8"] = "int8"
+
+
+class SubspaceCodecSettings(Settings):
+    """Coordinates of a transformer's residual stream in a fixed subspace."""
+
+    kind: Literal["subspace"] = "subspace"
+    rank: int = Field(default=64, ge=1, description="dimensions of the subspace")
+
+
+CodecSettings = Annotated[
+    Float32CodecSettings
+    | BFloat16CodecSettings
+    | Float16CodecSettings
+    | Int8CodecSettings
+    | SubspaceCodecSettings,
+    Field(discriminator="kind"),
+]

@@ -95,16 +95,24 @@ def check_ownership(blocks: Sequence[Sequence[Unit]]) -> None:
     Raises:
         UserError: naming the tensor and both blocks.
     """
-    owner: dict[int, tuple[int, str]] = {}
+    owner: dict[int, tuple[int, str, Unit]] = {}
+    units = [unit for block in blocks for unit in block]
     for k, block in enumerate(blocks, start=1):
         for unit in block:
             for name, tensor in _tensors(unit):
-                first, first_name = owner.setdefault(id(tensor), (k, name))
-                if first != k:
-                    raise UserError(
-                        f"{name} in block {k} is the same tensor as {first_name} in block {first}: "
-                        "move the boundary so that one block owns both, or do not share it"
+                first, first_name, first_unit = owner.setdefault(id(tensor), (k, name, unit))
+                if first == k:
+                    continue
+                fix = "move the boundary so that one block owns both, or do not share it"
+                if first_unit is units[0] and unit is units[-1]:  # tied embeddings
+                    fix = (
+                        "no boundary keeps the first and the last unit together, so use "
+                        "blocks.count = 1, or do not share it (gpt: network.tied = false)"
                     )
+                raise UserError(
+                    f"{name} in block {k} is the same tensor as {first_name} in block {first}: "
+                    f"{fix}"
+                )
 
 
 def _tensors(unit: Unit) -> Iterator[tuple[str, Tensor]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from learning.errors import UserError
+from learning.proximal import ProximalPreconditioner
 from learning.schedules import learning_rate_factor
 from learning.settings import (
     AdamWSettings,
@@ -16,6 +18,10 @@ from learning.settings import (
 )
 
 Gradients = list[Tensor | None]
+Observer = Callable[[dict[str, Tensor]], None]
+"""Sees the gradients that the optimizer gets, by parameter name: means over the global batch, with
+the weights of their losses, preconditioned, before clipping. They are only lent: the update changes
+them in place."""
 
 
 class GradientTree:
@@ -38,7 +44,9 @@ class GradientTree:
         self._stack.append((size, gradients))
 
     def total(self) -> Gradients:
-        """The sum over all shards added; the tree is empty afterwards."""
+        """The sum over all shards added, [] when there were none; the tree is empty afterwards."""
+        if not self._stack:
+            return []
         _, total = self._stack.pop()
         while self._stack:
             total = _sum(self._stack.pop()[1], total)
@@ -50,7 +58,11 @@ def _sum(left: Gradients, right: Gradients) -> Gradients:
 
 
 class Updater:
-    """The optimizer of one learner: its parameters by name, schedule, clipping, shard sums."""
+    """The optimizer of one learner: its parameters by name, schedule, clipping, shard sums.
+
+    Attributes:
+        observer: called with each update's gradients, for diagnostics.
+    """
 
     def __init__(
         self,
@@ -61,6 +73,7 @@ class Updater:
         index: int,
         steps: int,
         batch: int,
+        proximal: ProximalPreconditioner | None = None,
     ) -> None:
         named = [(n, p) for n, p in parameters if p.requires_grad]
         self.names = [n for n, _ in named]
@@ -68,9 +81,64 @@ class Updater:
         self.lr = _block_lr(optimizer.lr, index)
         self.clip = optimizer.clip
         self.schedule, self.steps, self.batch = schedule, steps, batch
-        self.optimizer = _make_optimizer(self.parameters, optimizer, self.lr)
+        self.proximal = proximal
+        self.observer: Observer | None = None
+        self._portions = self._divide(len(named))
+        self._optimizers = [
+            _make_optimizer([self.parameters[i] for i in portion], optimizer, self.lr)
+            for portion in self._portions
+        ]
         self._tree = GradientTree()
         self._shard: Gradients = [None] * len(self.parameters)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer (of the first parameter, where each has its own); None without any."""
+        return self._optimizers[0] if self._optimizers else None
+
+    def recording(self) -> contextlib.AbstractContextManager[list[Tensor | None]]:
+        """A context for the forward pass of a shard; what it gives is for `end_shard`."""
+        return contextlib.nullcontext([]) if self.proximal is None else self.proximal.recording()
+
+    def backward(
+        self,
+        output: Tensor,
+        gradient: Tensor | None,
+        parameters: Sequence[Tensor],
+        inputs: Sequence[Tensor] = (),
+        *,
+        step: int,
+        start: int = 0,
+        weight: float = 1.0,
+        retain_graph: bool = False,
+    ) -> Gradients:
+        """Take a gradient at `output` through its graph, and add that of the parameters.
+
+        Args:
+            output: whose graph it is.
+            gradient: of the shape of `output`; None for a scalar.
+            parameters: leaves of the graph that stand for `self.parameters[start:]`: those
+                themselves, or the copies that the graph was made with.
+            inputs: other leaves.
+            step: of the update that these gradients are for.
+            start: position of the first of `parameters`.
+            weight: of the loss, in the parameters' update.
+            retain_graph: whether another gradient goes through the graph later.
+
+        Returns:
+            The gradients of `inputs`, not weighted; None where the output does not depend on one.
+        """
+        if not output.requires_grad or not (parameters or inputs):
+            return [None] * len(inputs)
+        gradients = torch.autograd.grad(
+            output,
+            [*parameters, *inputs],
+            gradient,
+            retain_graph=retain_graph,
+            allow_unused=True,
+        )
+        self.add(gradients[: len(parameters)], start, weight)
+        return list(gradients[len(parameters) :])
 
     def add(self, gradients: Sequence[Tensor | None], start: int = 0, weight: float = 1.0) -> None:
         """Add gradients of `parameters[start:]` to the current shard's."""
@@ -80,43 +148,72 @@ class Updater:
                 held = self._shard[i]
                 self._shard[i] = g if held is None else held + g
 
-    def end_shard(self) -> None:
-        """Close the current shard: its gradients enter the tree."""
-        self._tree.add(self._shard)
+    def end_shard(self, moments: Sequence[Tensor | None] | None = None) -> None:
+        """Close the current shard: its gradients enter the tree.
+
+        Args:
+            moments: what `recording` gave in the shard's forward pass. They ride in the same tree,
+                behind the gradients, so that they too are added in a fixed order.
+        """
+        if moments is None:
+            moments = [None] * (len(self.proximal.layers) if self.proximal else 0)
+        self._tree.add([*self._shard, *moments])
         self._shard = [None] * len(self.parameters)
 
     @torch.no_grad()
     def step(self, step: int) -> None:
-        """Update with the mean over the global batch of all shards' gradients."""
-        if self.optimizer is None:
+        """Update with the mean over the global batch of all shards' gradients.
+
+        Without any gradient, as in the first steps of a delayed rule, nothing changes: not the
+        parameters, not the optimizer's state.
+        """
+        sums = self._tree.total()
+        gradients = {
+            i: g / self.batch for i, g in enumerate(sums[: len(self.parameters)]) if g is not None
+        }
+        if self.optimizer is None or not gradients:
             return
-        for parameter, gradient in zip(self.parameters, self._tree.total(), strict=True):
-            parameter.grad = None if gradient is None else gradient / self.batch
+        if self.proximal is not None:
+            by_parameter = dict[Tensor, Tensor](
+                (self.parameters[i], g) for i, g in gradients.items()
+            )
+            self.proximal.apply(by_parameter, sums[len(self.parameters) :])
+            gradients = {i: by_parameter[self.parameters[i]] for i in gradients}
+        del sums
+        if self.observer is not None:
+            self.observer({self.names[i]: g for i, g in gradients.items()})
+        for i, parameter in enumerate(self.parameters):
+            parameter.grad = gradients.get(i)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self._advance(self.optimizer, step)
+
+    def _advance(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Step one optimizer on its parameters' `grad`, and free those."""
         lr = self.lr * learning_rate_factor(self.schedule, step, self.steps)
-        for group in self.optimizer.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _divide(self, parameters: int) -> list[range]:
+        """The positions of the parameters of each optimizer."""
+        return [range(parameters)] if parameters else []  # parameter-free units need none
 
     def state_dict(self) -> dict[str, Tensor]:
         """Optimizer state by parameter name: `<parameter>.<key>`."""
-        if self.optimizer is None:
-            return {}
         return {
-            f"{name}.{key}": value
-            for name, parameter in zip(self.names, self.parameters, strict=True)
-            for key, value in self.optimizer.state.get(parameter, {}).items()
+            f"{self.names[i]}.{key}": value
+            for optimizer, portion in zip(self._optimizers, self._portions, strict=True)
+            for i in portion
+            for key, value in optimizer.state.get(self.parameters[i], {}).items()
             if isinstance(value, Tensor)
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load what `state_dict` returned; copies, and moves to the parameters' devices."""
-        if self.optimizer is None:
-            return
         by_index: dict[int, dict[str, Tensor]] = {}
-        for full_name, value in state.items():
+        for full_name, value in state.items() if self._optimizers else ():
             name, key = full_name.rsplit(".", 1)
             i = self.names.index(name)
             if value.shape == self.parameters[i].shape:
@@ -125,8 +222,10 @@ class Updater:
             else:
                 value = value.clone()  # AdamW counts its steps in place
             by_index.setdefault(i, {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": by_index, "param_groups": groups})
+        for optimizer, portion in zip(self._optimizers, self._portions, strict=True):
+            own = {j: by_index[i] for j, i in enumerate(portion) if i in by_index}
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": own, "param_groups": groups})
 
 
 def _block_lr(lr: float | tuple[float, ...], index: int) -> float:
@@ -141,9 +240,7 @@ def _block_lr(lr: float | tuple[float, ...], index: int) -> float:
 
 def _make_optimizer(
     parameters: list[nn.Parameter], settings: OptimizerSettings, lr: float
-) -> torch.optim.Optimizer | None:
-    if not parameters:  # a block of parameter-free units has nothing to update
-        return None
+) -> torch.optim.Optimizer:
     if isinstance(settings, AdamWSettings):
         return torch.optim.AdamW(
             parameters, lr, settings.betas, settings.eps, settings.weight_decay

@@ -15,17 +15,23 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from torch import Tensor
 
-from actors.execution import BLOCK, FEEDBACK, NEXT, PREVIOUS
 from actors.operations import Operation, Report, Span
 from actors.shells import actor_classes
 from learning.build import Program
 from learning.data import AugmentSettings, Dataset, DataSettings
 from learning.errors import UserError
+from learning.messages import block_name, feedback_name
 from learning.units import Unit
 from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.placement import Placement
 from orchestrator.plan import Plan
-from orchestrator.program import Calendar, block_program, feedback_program, source_program
+from orchestrator.program import (
+    Calendar,
+    block_program,
+    channels,
+    feedback_program,
+    source_program,
+)
 
 CHUNK_SECONDS = 0.5  # a chunk lasts about this long: reports stay fresh, calls stay rare
 CHUNKS_QUEUED = 2
@@ -105,12 +111,13 @@ class RayEngine:
             self._source = start(
                 source_actor, "source", 1, 0.0, shipped, augment, program, evaluation_batch, 1
             )
+            later = [blocks[k:] if program.rule.looks_ahead else () for k in range(len(blocks) + 1)]
             self._blocks = [
-                start(block_actor, f"block{k}", k, share, program, k, units, threads)
+                start(block_actor, block_name(k), k, share, program, k, units, later[k], threads)
                 for k, units in enumerate(blocks, start=1)
             ]
             self._feedback = [
-                start(feedback_actor, f"feedback{k}", k, share, program, k, threads)
+                start(feedback_actor, feedback_name(k), k, share, program, k, threads)
                 for k in range(1, feedback_modules + 1)
             ]
             ids = self._call(self._actors, self._connect(messages))
@@ -125,28 +132,19 @@ class RayEngine:
         Returns:
             A call for each of `self._actors`, in their order, that returns the actor's id.
         """
-        blocks, feedback = self._blocks, self._feedback
-        calls = [self._source.handle.connect.remote({NEXT: (blocks[0].handle, messages)})]
-        for i, block in enumerate(blocks):
-            channels: dict[str, tuple[Any, int | None]] = {}
-            if i + 1 < len(blocks):
-                channels[NEXT] = (blocks[i + 1].handle, messages)
-            if i > 0:
-                channels[PREVIOUS] = (blocks[i - 1].handle, None)
-            if i < len(feedback):
-                channels[FEEDBACK] = (feedback[i].handle, None)
-            calls.append(block.handle.connect.remote(channels))
-        for i, module in enumerate(feedback):
-            channels = {BLOCK: (blocks[i].handle, None)}
-            if i > 0 and self._program.feedback_chain:
-                channels[PREVIOUS] = (feedback[i - 1].handle, None)
-            calls.append(module.handle.connect.remote(channels))
+        actors = {actor.name: actor.handle for actor in self._actors}
+        calls = []
+        for actor in self._actors:
+            windows = channels(self._program, actor.name, messages)
+            connected = {name: (actors[name], window) for name, window in windows.items()}
+            calls.append(actor.handle.connect.remote(connected))
         return calls
 
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
-        blocks, feedback = self._blocks, self._feedback
-        self._call(blocks, [b.handle.load.remote(state[b.name]) for b in blocks])
-        self._call(feedback, [f.handle.load.remote(state[f.name], step) for f in feedback])
+        actors = [*self._blocks, *self._feedback]
+        # All mailboxes first: a learner that is loaded sends what was under way.
+        self._call(actors, [a.handle.clear.remote() for a in actors])
+        self._call(actors, [a.handle.load.remote(state[a.name], step) for a in actors])
 
     def train(self, steps: range, calendar: Calendar) -> Iterator[Event]:
         program = self._program

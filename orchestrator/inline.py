@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,8 +13,11 @@ from learning.build import Program
 from learning.data import Batches
 from learning.sequential import SequentialEngine
 from learning.units import Unit
-from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
+from orchestrator.events import Evaluated, Event, Metrics, SnapshotTaken, StepDone, Worked
 from orchestrator.program import Calendar
+
+Probe = Callable[[int, SequentialEngine], Metrics]
+"""Looks at an engine that is about to run a step, and leaves it as it is; adds to its metrics."""
 
 
 class InlineEngine:
@@ -28,7 +31,14 @@ class InlineEngine:
         *,
         evaluation_batch: int,
         threads: int,
+        probe: Probe | None = None,
     ) -> None:
+        """Build the learners.
+
+        Args:
+            probe: called before each step with evaluations after it.
+        """
+        self._probe = probe
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
         self._engine = SequentialEngine(program, blocks)
@@ -39,10 +49,13 @@ class InlineEngine:
 
     def train(self, steps: range, calendar: Calendar) -> Iterator[Event]:
         for step in steps:
+            probed: Metrics = {}
+            if self._probe is not None and step in calendar.evaluations:
+                probed = self._probe(step, self._engine)
             started = time.time_ns()
             metrics = self._engine.train_step(step, self._batches.shard)
             yield Worked("all", [Span("U", step, 0, started, time.time_ns(), 0, 0)], 0)
-            yield StepDone(step, metrics)
+            yield StepDone(step, {n: {**m, **probed.get(n, {})} for n, m in metrics.items()})
             for split in calendar.evaluations.get(step, ()):
                 batches = self._batches.evaluation(split, self._evaluation_batch)
                 yield Evaluated(step, split, self._engine.evaluate(step, split, batches))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from actors.operations import Kind, Operation
 from learning.build import Program
+from learning.messages import block_name
+from learning.publishing import Publication
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,18 @@ class Calendar:
     evaluations: dict[int, tuple[str, ...]] = field(default_factory=dict)
     snapshots: frozenset[int] = frozenset()
     evaluation_batches: dict[str, int] = field(default_factory=dict)
+
+
+def channels(program: Program, sender: str, messages: int) -> dict[str, int | None]:
+    """The learners that one sends to, by name, and the windows of these channels, in messages.
+
+    Only activations can run ahead of who takes them; everything else answers something.
+    """
+    ahead = block_name(1)
+    if sender.startswith("block"):
+        ahead = block_name(int(sender.removeprefix("block")) + 1)
+    windowed = "" if sender.startswith("feedback") else ahead
+    return {name: messages if name == windowed else None for name in program.receivers(sender)}
 
 
 def source_program(program: Program, calendar: Calendar, steps: range) -> list[Operation]:
@@ -46,18 +60,10 @@ def block_program(program: Program, k: int, calendar: Calendar, steps: range) ->
 
     Backwards run in shard order in both, so both add gradients in the same order.
     """
-    last, shards = program.blocks, program.settings.shards
-    reaching = program.rule.credit.reaching(k, last)
-    ahead = max(reaching) - k
-    if program.rule.order == "gpipe" or ahead >= shards:
-        ahead = shards - 1
     operations: list[Operation] = []
     for step in steps:
-        for turn in range(shards + ahead):
-            if turn < shards:
-                operations.append(Operation(Kind.FORWARD, step, turn))
-            if turn >= ahead:
-                operations += _backward(program, k, reaching, step, turn - ahead)
+        operations += _told(program, k, step)
+        operations += _shards(program, k, step)
         operations.append(Operation(Kind.UPDATE, step))
         for operation in _evaluations(calendar, step):
             operations.append(operation)
@@ -68,13 +74,35 @@ def block_program(program: Program, k: int, calendar: Calendar, steps: range) ->
     return operations
 
 
-def _backward(
-    program: Program, k: int, reaching: tuple[int, ...], step: int, shard: int
-) -> Iterator[Operation]:
-    if k == program.blocks or program.assessed(k):
-        yield Operation(Kind.ASSESS, step, shard)
+def _told(program: Program, k: int, step: int) -> Iterator[Operation]:
+    """Weights that go to, or come from, another block before a step."""
+    if any(Publication(reading).due(step) for reading in program.readings_of(k)):
+        yield Operation(Kind.PUBLISH, step)
+    reading = program.reading(k)
+    if reading is not None and (read := reading.step_read(step)) is not None:
+        yield Operation(Kind.READ, read, origin=reading.publisher)
+
+
+def _shards(program: Program, k: int, step: int) -> Iterator[Operation]:
+    """Forwards and backwards of one step. A delayed backward is that of an earlier step."""
+    credit, last, shards = program.rule.credit, program.blocks, program.settings.shards
+    reaching = credit.at(step).reaching(k, last)
+    delay = credit.delay(k, last)
+    ahead = 0 if delay else max(reaching) - k
+    if program.rule.order == "gpipe" or ahead >= shards:
+        ahead = shards - 1
+    for turn in range(shards + ahead):
+        if turn < shards:
+            yield Operation(Kind.FORWARD, step, turn)
+        if turn >= ahead and step >= delay:
+            yield from _backward(k, reaching, step - delay, turn - ahead)
+
+
+def _backward(k: int, reaching: tuple[int, ...], step: int, shard: int) -> Iterator[Operation]:
     for origin in reaching:
-        if origin != k:
+        if origin == k:
+            yield Operation(Kind.ASSESS, step, shard)
+        else:
             yield Operation(Kind.GRADIENT, step, shard, origin)
 
 

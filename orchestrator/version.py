@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,15 @@ def code_version(source: Path = Path(__file__)) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in gpus],
     }
+
+
+def processor() -> str:
+    """What this machine computes with, in words."""
+    with suppress(OSError):  # Linux only
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _git(source: Path, *arguments: str) -> str | None:

@@ -10,6 +10,8 @@ from learning.data.settings import (
     DataSettings,
     DigitsSettings,
     ParquetSettings,
+    ReversalSettings,
+    TextSettings,
 )
 
 __all__ = [
@@ -20,7 +22,9 @@ __all__ = [
     "Dataset",
     "DigitsSettings",
     "ParquetSettings",
+    "ReversalSettings",
     "Split",
+    "TextSettings",
     "arrays_dataset",
     "cache_directory",
     "decode_image",

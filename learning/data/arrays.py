@@ -71,6 +71,22 @@ def check_arrays(part: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, n
     return _images(f"x_{part}", x), _integers(f"y_{part}", y)
 
 
+def held_rows(rows: int, validation: float) -> int:
+    """Count the rows that the share `validation` of `rows` train rows holds out.
+
+    Raises:
+        UserError: when that leaves no train row, or no validation row although some are wanted.
+    """
+    held = round(rows * validation)
+    if held == rows or (held == 0 and validation > 0):
+        empty, change = ("train", "lower") if held == rows else ("validation", "raise")
+        raise UserError(
+            f"data.validation={validation} of {rows} train rows leaves 0 {empty} rows: "
+            f"{change} data.validation, set it to 0, or use more rows"
+        )
+    return held
+
+
 def _load(path: Path) -> dict[str, np.ndarray]:
     try:
         opened = np.load(path, allow_pickle=False)

@@ -21,7 +21,8 @@ class Batches:
     Each epoch visits the train rows in a new order and drops the last partial batch. Nothing
     depends on which batches were made before, so a resumed run continues exactly.
 
-    All tensors are freshly allocated and contiguous: x float32 (n, *input_shape), y int64 (n,).
+    All tensors are freshly allocated and contiguous: x float32 (n, *input_shape), tokens int64;
+    y int64 (n, *target_shape).
     """
 
     def __init__(
@@ -44,8 +45,8 @@ class Batches:
 
         Raises:
             UserError: when a size does not fit: `batch` beyond the train rows or no multiple of
-                `shards`, a seed out of range, augmentation of flat rows, a crop as large as the
-                image.
+                `shards`, a seed out of range, augmentation of rows that are no images, a crop as
+                large as the image.
         """
         _check_sizes(len(dataset.train), seed, batch, shards)
         _check_augment(dataset.input_shape, augment)
@@ -140,8 +141,10 @@ class Batches:
         return self.dataset.split(name)
 
     def _tensors(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
-        images = normalized(x, self.dataset.mean, self.dataset.std)
-        return torch.from_numpy(images), torch.from_numpy(np.array(y, dtype=np.int64))
+        labels = torch.from_numpy(np.array(y, dtype=np.int64, order="C"))
+        if self.dataset.tokens:
+            return torch.from_numpy(np.array(x, dtype=np.int64, order="C")), labels
+        return torch.from_numpy(normalized(x, self.dataset.mean, self.dataset.std)), labels
 
 
 def _check_sizes(rows: int, seed: int, batch: int, shards: int) -> None:

@@ -6,9 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learning.data.arrays import check_arrays, read_digits, read_npz
+from learning.data.arrays import check_arrays, held_rows, read_digits, read_npz
 from learning.data.parquet import read_parquet
-from learning.data.settings import ArraysSettings, DataSettings, DigitsSettings, ParquetSettings
+from learning.data.settings import (
+    ArraysSettings,
+    DataSettings,
+    DigitsSettings,
+    ParquetSettings,
+    ReversalSettings,
+    TextSettings,
+)
+from learning.data.tokens import Rows, make_reversal, read_text
 from learning.errors import UserError
 
 _CHUNK = 1 << 20  # values worked on at a time: keeps memory mapped images out of memory
@@ -19,8 +27,8 @@ class Split:
     """Rows as they are stored: not scaled, not normalised, perhaps memory mapped (read-only).
 
     Attributes:
-        x: uint8 or float32, (N, D) or (N, C, H, W).
-        y: int64 labels, (N,).
+        x: uint8 or float32, (N, D) or (N, C, H, W); or tokens, int64 (N, T).
+        y: int64 labels, (N,); or one label a token, (N, T).
     """
 
     x: np.ndarray
@@ -40,8 +48,9 @@ class Dataset:
         validation: the rows to choose settings by.
         test: the rows to report on.
         classes: labels are 0..classes-1.
-        input_shape: shape of one row, (D,) or (C, H, W).
-        mean: float32, (C,) for images and (1,) for flat rows; zeros when not normalising.
+        input_shape: shape of one row, (D,), (C, H, W), or (T,) for tokens.
+        mean: float32, (C,) for images and (1,) for flat rows; zeros when not normalising, which
+            tokens never are.
         std: float32 and positive, of the shape of `mean`; ones when not normalising.
     """
 
@@ -53,6 +62,16 @@ class Dataset:
     input_shape: tuple[int, ...]
     mean: np.ndarray
     std: np.ndarray
+
+    @property
+    def tokens(self) -> bool:
+        """Whether rows are tokens, numbers of words in a vocabulary, instead of measured values."""
+        return self.train.x.dtype == np.int64
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Shape of one row's labels: () for one label, (T,) for one a token."""
+        return self.train.y.shape[1:]
 
     def split(self, name: str) -> Split:
         """Return the split called "train", "validation" or "test".
@@ -73,6 +92,11 @@ def load_dataset(settings: DataSettings) -> Dataset:
         UserError: when a file is missing or damaged, or its rows cannot be trained on (see the
             readers and `arrays_dataset`).
     """
+    match settings:
+        case TextSettings():
+            return _tokens(settings.path.stem, *read_text(settings))
+        case ReversalSettings():
+            return _tokens("reversal", *make_reversal(settings))
     return _split(
         *_read(settings),
         validation=settings.validation,
@@ -134,14 +158,7 @@ def _split(
     classes = classes or int(y.max()) + 1
     _check_labels("test", y_test, classes)
 
-    held = round(len(y) * validation)
-    kept = len(y) - held
-    if kept == 0 or (held == 0 and validation > 0):
-        empty, change = ("train", "lower") if kept == 0 else ("validation", "raise")
-        raise UserError(
-            f"data.validation={validation} of {len(y)} train rows leaves 0 {empty} rows: "
-            f"{change} data.validation, set it to 0, or use more rows"
-        )
+    kept = len(y) - held_rows(len(y), validation)
     train = Split(x[:kept], y[:kept])
     mean, std = _statistics(train.x)
     if not normalize:
@@ -158,8 +175,16 @@ def _split(
     )
 
 
+def _tokens(name: str, train: Rows, validation: Rows, test: Rows, classes: int) -> Dataset:
+    splits = (Split(*train), Split(*validation), Split(*test))
+    input_shape = (train[0].shape[1],)
+    return Dataset(
+        name, *splits, classes, input_shape, np.zeros(1, np.float32), np.ones(1, np.float32)
+    )
+
+
 def _read(
-    settings: DataSettings,
+    settings: DigitsSettings | ArraysSettings | ParquetSettings,
 ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Read name, x_train, y_train, x_test, y_test; limits applied."""
     match settings:

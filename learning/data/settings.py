@@ -29,18 +29,23 @@ class SourceSettings(Settings):
     """
 
     validation: float = Field(default=0.1, ge=0, lt=1, description="share of the train rows")
+    augment: AugmentSettings = AugmentSettings()
+
+
+class LabelledSettings(SourceSettings):
+    """What the sources of numbers with one label a row have."""
+
     classes: int | None = Field(
         default=None,
         ge=1,
         description="number of classes; else the largest train label plus 1",
     )
-    augment: AugmentSettings = AugmentSettings()
     normalize: bool = Field(
         default=True, description="subtract the mean and divide by the deviation of the train split"
     )
 
 
-class DigitsSettings(SourceSettings):
+class DigitsSettings(LabelledSettings):
     """The handwritten digits that scikit-learn carries: 1,797 images of shape (1, 8, 8)."""
 
     kind: Literal["digits"] = "digits"
@@ -54,7 +59,7 @@ class FileSettings(SourceSettings):
     test_limit: int | None = Field(default=None, ge=1, description="use only the first test rows")
 
 
-class ParquetSettings(FileSettings):
+class ParquetSettings(FileSettings, LabelledSettings):
     """Parquet files of encoded images (bytes, or a struct with `bytes`) and integer labels."""
 
     kind: Literal["parquet"] = "parquet"
@@ -65,7 +70,7 @@ class ParquetSettings(FileSettings):
     cache: Path | None = Field(default=None, description="folder of decoded images")
 
 
-class ArraysSettings(FileSettings):
+class ArraysSettings(FileSettings, LabelledSettings):
     """A `.npz` file with x_train, y_train, x_test and y_test.
 
     x is uint8 (then scaled to [0, 1]) or float, of shape (N, D) or (N, C, H, W); y is integer.
@@ -75,6 +80,31 @@ class ArraysSettings(FileSettings):
     path: Path
 
 
+class TextSettings(FileSettings):
+    """A text file, UTF-8, as rows of characters; each character's label is the next one.
+
+    The vocabulary is the sorted characters of the whole file. Rows follow each other without
+    overlap, and the splits share no character.
+    """
+
+    kind: Literal["text"] = "text"
+    path: Path
+    context: int = Field(default=128, ge=1, description="characters a row")
+    test: float = Field(default=0.1, ge=0.01, le=0.9, description="share of the text, its end")
+
+
+class ReversalSettings(SourceSettings):
+    """Random sequences of symbols; the labels of a row are its symbols in reverse."""
+
+    kind: Literal["reversal"] = "reversal"
+    length: int = Field(default=16, ge=1, description="symbols a row")
+    symbols: int = Field(default=10, ge=2, description="size of the vocabulary")
+    rows: int = Field(default=10_000, ge=2, description="rows of all splits; no two are alike")
+    test: float = Field(default=0.1, ge=0.01, le=0.9, description="share of all rows")
+    seed: int = Field(default=0, ge=0, lt=2**64, description="of the rows; not that of the run")
+
+
 DataSettings = Annotated[
-    DigitsSettings | ParquetSettings | ArraysSettings, Field(discriminator="kind")
+    DigitsSettings | ParquetSettings | ArraysSettings | TextSettings | ReversalSettings,
+    Field(discriminator="kind"),
 ]

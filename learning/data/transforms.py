@@ -10,12 +10,11 @@ from learning.data.settings import AugmentSettings
 
 # The last word of Philox's counter: shuffles and augmentations never share random numbers, even
 # where an epoch and a step have the same number.
-_STREAMS = {"shuffle": 1, "augment": 2}
+Stream = Literal["shuffle", "augment", "reversal"]
+_STREAMS: dict[Stream, int] = {"shuffle": 1, "augment": 2, "reversal": 3}
 
 
-def random_words(
-    stream: Literal["shuffle", "augment"], seed: int, index: int, count: int
-) -> np.ndarray:
+def random_words(stream: Stream, seed: int, index: int, count: int) -> np.ndarray:
     """Return `count` random uint64, a pure function of (stream, seed, index).
 
     Raw words, because NumPy promises to keep those the same from version to version, unlike

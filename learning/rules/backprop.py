@@ -6,7 +6,7 @@ from typing import Literal
 
 from learning.credit import END_TO_END, Hop
 from learning.objectives import Objective
-from learning.rules.base import Rule
+from learning.rules.base import Rule, Site
 
 
 class Backprop(Rule):
@@ -18,5 +18,5 @@ class Backprop(Rule):
     def credit(self) -> Hop:
         return END_TO_END
 
-    def objective(self, shape: tuple[int, ...], classes: int, steps: int) -> Objective | None:
+    def objective(self, site: Site) -> Objective | None:
         return None

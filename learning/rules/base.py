@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from learning.credit import LOCAL, Hop
+from learning.credit import LOCAL, Credit
 from learning.feedback import FeedbackSettings
 from learning.objectives import Objective
-from learning.readout import LatentSettings
+from learning.publishing import Reading
+from learning.readout import LatentSettings, Readout
 from learning.settings import Settings
+from learning.tables import TableLoss
+from learning.units import Unit
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an objective stands.
+
+    Attributes:
+        index: the block, 1 <= index < last.
+        last: number of blocks.
+        shape: of the block's output, without batch.
+        input_shape: of the network's input, without batch.
+        target_shape: of a sample's labels: () or, for one a token, (T,).
+        classes: labels are 0..classes-1.
+        steps: steps of the run.
+        later: units of blocks index+1..last, for rules that look ahead: patterns to copy.
+    """
+
+    index: int
+    last: int
+    shape: tuple[int, ...]
+    classes: int
+    steps: int
+    input_shape: tuple[int, ...] = ()
+    target_shape: tuple[int, ...] = ()
+    later: Sequence[Sequence[Unit]] = ()
 
 
 class Rule(Settings, ABC):
@@ -24,16 +54,42 @@ class Rule(Settings, ABC):
 
     order: Literal["gpipe", "1f1b"] = "1f1b"
 
+    looks_ahead: ClassVar[bool] = False
+    """Whether objectives are made after the pattern of later blocks' units."""
+    needs_image: ClassVar[bool] = False
+    """Whether objectives read the network's input, which then goes along with the activations."""
+
     @property
-    def credit(self) -> Hop:
+    def credit(self) -> Credit:
         """Which losses reach which parameters."""
         return LOCAL
 
     @abstractmethod
-    def objective(self, shape: tuple[int, ...], classes: int, steps: int) -> Objective | None:
-        """The objective of a block whose output has `shape`; None when it has no own loss."""
+    def objective(self, site: Site) -> Objective | None:
+        """The objective of a block; None when it has no loss of its own."""
 
     @property
     def feedback_network(self) -> tuple[FeedbackSettings, LatentSettings] | None:
         """The feedback network and the latents it informs, or None."""
         return None
+
+    def table_loss(self, readout: Readout) -> TableLoss:
+        """What a block's readout and its table are compared by, for rules that have tables.
+
+        The block learns from it, and so does the feedback module.
+        """
+        raise AssertionError("this rule has no feedback network")
+
+    @property
+    def batch_coupled(self) -> bool:
+        """Whether a loss compares the samples of a batch with each other."""
+        return False
+
+    @property
+    def slots(self) -> int:
+        """Messages that a block keeps to learn from again; 0 learns from each once."""
+        return 0
+
+    def readings(self, last: int) -> Sequence[Reading]:
+        """Which objectives read which block's weights."""
+        return ()

@@ -11,9 +11,10 @@ from pydantic import Field, model_validator
 
 from learning.feedback import FeedbackSettings
 from learning.objectives import Bootstrap, Evidence, Objective
-from learning.readout import LatentSettings
-from learning.rules.base import Rule
+from learning.readout import LatentSettings, Readout
+from learning.rules.base import Rule, Site
 from learning.settings import Settings
+from learning.tables import Candidates, EvidenceLoss, TableLoss
 
 
 class BootstrapSettings(Settings):
@@ -32,10 +33,22 @@ class BLL(Rule):
     latent: LatentSettings = LatentSettings()
     feedback: FeedbackSettings = FeedbackSettings()
     bootstrap: BootstrapSettings = BootstrapSettings()
+    candidates: Candidates = Field(
+        default="all", description="labels that compete in training: all, or those of the shard"
+    )
 
-    def objective(self, shape: tuple[int, ...], classes: int, steps: int) -> Objective | None:
-        until = max(1, round(self.bootstrap.until * steps))
-        return Evidence(self.latent, shape, Bootstrap(self.bootstrap.share, until))
+    def objective(self, site: Site) -> Objective | None:
+        until = max(1, round(self.bootstrap.until * site.steps))
+        return Evidence(
+            self.latent,
+            site.shape,
+            Bootstrap(self.bootstrap.share, until),
+            per_token=bool(site.target_shape),
+            candidates=self.candidates,
+        )
+
+    def table_loss(self, readout: Readout) -> TableLoss:
+        return EvidenceLoss(readout.family, readout.temperature, self.candidates)
 
     @model_validator(mode="after")
     def _posterior_is_in_reach(self) -> Self:

@@ -9,7 +9,7 @@ from pydantic import Field
 from learning.credit import Hop
 from learning.heads import HeadSettings, make_head
 from learning.objectives import AuxiliaryClassifier, Objective
-from learning.rules.base import Rule
+from learning.rules.base import Rule, Site
 
 
 class Interlocking(Rule):
@@ -27,5 +27,7 @@ class Interlocking(Rule):
     def credit(self) -> Hop:
         return Hop({self.reach - 1: 1.0})
 
-    def objective(self, shape: tuple[int, ...], classes: int, steps: int) -> Objective | None:
-        return AuxiliaryClassifier(make_head(self.head, shape, classes))
+    def objective(self, site: Site) -> Objective | None:
+        return AuxiliaryClassifier(
+            make_head(self.head, site.shape, site.classes, site.target_shape)
+        )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from learning.heads import HeadSettings, make_head
 from learning.objectives import AuxiliaryClassifier, Objective
-from learning.rules.base import Rule
+from learning.rules.base import Rule, Site
 
 
 class Local(Rule):
@@ -15,5 +15,7 @@ class Local(Rule):
     kind: Literal["local"] = "local"
     head: HeadSettings = HeadSettings()
 
-    def objective(self, shape: tuple[int, ...], classes: int, steps: int) -> Objective | None:
-        return AuxiliaryClassifier(make_head(self.head, shape, classes))
+    def objective(self, site: Site) -> Objective | None:
+        return AuxiliaryClassifier(
+            make_head(self.head, site.shape, site.classes, site.target_shape)
+        )

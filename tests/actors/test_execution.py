@@ -6,22 +6,13 @@ import threading
 
 import torch
 
-from actors.execution import (
-    BLOCK,
-    FEEDBACK,
-    NEXT,
-    PREVIOUS,
-    BlockExecutor,
-    Executor,
-    FeedbackExecutor,
-    SourceExecutor,
-)
+from actors.execution import BlockExecutor, Executor, FeedbackExecutor, SourceExecutor
 from actors.mailbox import Mailbox
-from actors.operations import Key, Kind, Operation, Report
+from actors.operations import Kind, Operation, Report
 from learning.build import Program, build_block, build_feedback
 from learning.data import Batches
 from learning.feedback import FeedbackSettings
-from learning.messages import Message
+from learning.messages import Key, Message
 from learning.networks import MLPSettings
 from learning.rules import BLL, Backprop
 from orchestrator.program import Calendar, block_program, feedback_program, source_program
@@ -61,14 +52,14 @@ class Pair:
             BlockExecutor(build_block(program, k, u), program.feedback_delay, Mailbox(), 1)
             for k, u in enumerate(units, start=1)
         )
-        self.source.channels = {NEXT: Wire(self.first.mailbox)}
-        self.first.channels = {NEXT: Wire(self.second.mailbox)}
-        self.second.channels = {PREVIOUS: Wire(self.first.mailbox)}
+        self.source.channels = {"block1": Wire(self.first.mailbox)}
+        self.first.channels = {"block2": Wire(self.second.mailbox)}
+        self.second.channels = {"block1": Wire(self.first.mailbox)}
         if program.feedback_modules:
             learner = build_feedback(program, 1)
             self.feedback = FeedbackExecutor(learner, top=True, mailbox=Mailbox(), threads=1)
-            self.feedback.channels = {BLOCK: Wire(self.first.mailbox)}
-            self.first.channels = {**self.first.channels, FEEDBACK: Wire(self.feedback.mailbox)}
+            self.feedback.channels = {"block1": Wire(self.first.mailbox)}
+            self.first.channels = {**self.first.channels, "feedback1": Wire(self.feedback.mailbox)}
 
     def run(self, program: Program, steps: range) -> dict[str, Report]:
         """Run local rules actor after actor: nothing comes back from the second block."""
@@ -138,7 +129,7 @@ def test_gradients_go_back_by_shard_and_origin() -> None:
     )
     pair.first.run(forward)
     pair.second.run(block_program(program, 2, CALENDAR, range(1)))
-    assert pair.second.channels[PREVIOUS].keys == [
+    assert pair.second.channels["block1"].keys == [
         Key("g", 0, 0, origin=2),
         Key("g", 0, 1, origin=2),
     ]
@@ -166,7 +157,7 @@ def test_waiting_for_a_message_and_for_room_are_told_apart() -> None:
     x, y = pair.source.batches.shard(0, 0)
     executor: Executor = pair.first
     executor.mailbox = mailbox = Late()
-    executor.channels = {NEXT: Wire(blocks=123)}
+    executor.channels = {"block2": Wire(blocks=123)}
 
     def deliver() -> None:
         assert waiting.wait(30)
@@ -188,10 +179,9 @@ def test_tables_under_way_are_sent_again_after_a_load() -> None:
     pair = Pair(BLL(feedback=FeedbackSettings(delay=2)))
     report = pair.run(pair.program, range(3))
     fresh = Pair(BLL(feedback=FeedbackSettings(delay=2)))
-    fresh.feedback.learner.load_state_dict(report["feedback1"].snapshots[2])
-    fresh.feedback.resend(3)
-    assert fresh.feedback.channels[BLOCK].keys == [Key("table", 1), Key("table", 2)]
-    for key in fresh.feedback.channels[BLOCK].keys:
+    fresh.feedback.load(report["feedback1"].snapshots[2], 3)
+    assert fresh.feedback.channels["block1"].keys == [Key("table", 1), Key("table", 2)]
+    for key in fresh.feedback.channels["block1"].keys:
         again, first = fresh.first.mailbox.take(key), pair.first.mailbox.take(key)
         assert again.keys() == first.keys() == {"b", "c"}
         assert all(torch.equal(again[name], first[name]) for name in first)
@@ -201,6 +191,5 @@ def test_lockstep_sends_no_table_again() -> None:
     pair = Pair(BLL(feedback=FeedbackSettings(delay=0)))
     report = pair.run(pair.program, range(3))
     fresh = Pair(BLL(feedback=FeedbackSettings(delay=0)))
-    fresh.feedback.learner.load_state_dict(report["feedback1"].snapshots[2])
-    fresh.feedback.resend(3)
-    assert fresh.feedback.channels[BLOCK].keys == []
+    fresh.feedback.load(report["feedback1"].snapshots[2], 3)
+    assert fresh.feedback.channels["block1"].keys == []

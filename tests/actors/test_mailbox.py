@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from actors.mailbox import Mailbox
-from actors.operations import Key
+from learning.messages import Key
 
 A, B = Key("x", 1), Key("x", 1, shard=1)
 

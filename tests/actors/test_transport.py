@@ -12,8 +12,8 @@ import ray
 import torch
 
 from actors import transport
-from actors.operations import Key
 from actors.transport import ObjectStoreChannel
+from learning.messages import Key, Post
 
 LARGE = 4 * 2**20  # float32 values: 16 MiB
 
@@ -166,13 +166,13 @@ def test_a_sender_to_a_receiver_whose_run_ends_stops_too(ray_cluster: None) -> N
 
     class Sending(Executor):
         def execute(self, op: Operation) -> None:
-            self.send("next", Key("x", op.step), message(op.step))
+            self.send([Post("block2", Key("x", op.step), message(op.step))])
 
     actor = ray.remote(concurrency_groups={MAIL: 8})(Receiver).options(num_cpus=0).remote()
     chunk = [Operation(Kind.BATCH, step) for step in range(5)]
     receivers_report = actor.run.remote(chunk)
     sender = Sending(Mailbox(), 1)
-    sender.channels = {"next": ObjectStoreChannel(actor, window=2)}
+    sender.channels = {"block2": ObjectStoreChannel(actor, window=2)}
     stop = actor.stop.remote()
     ray.get(stop)
     report = sender.run(chunk)

@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from learning.block import LearnerSettings
 from learning.build import Program
 from learning.credit import Hop
 from learning.heads import PooledLinear
+from learning.learner import LearnerSettings
 from learning.objectives import AuxiliaryClassifier, Objective
 from learning.rules import Rule
+from learning.rules.base import Site
 from learning.sequential import SequentialEngine
 from learning.settings import (
     ConstantSchedule,
@@ -23,7 +24,7 @@ from learning.settings import (
     ScheduleSettings,
     SGDSettings,
 )
-from learning.units import Unit, split, units_of
+from learning.units import Chain, Unit, split, units_of
 
 torch.set_num_threads(1)  # tensors this small only wait for other threads
 
@@ -42,8 +43,8 @@ class Hops(Rule):
     def credit(self) -> Hop:
         return Hop(self.weights)
 
-    def objective(self, shape: tuple[int, ...], classes: int, steps: int) -> Objective | None:
-        return AuxiliaryClassifier(PooledLinear(shape, classes, grid=1))
+    def objective(self, site: Site) -> Objective | None:
+        return AuxiliaryClassifier(PooledLinear(site.shape, site.classes, grid=1))
 
 
 def learner_settings(
@@ -140,6 +141,43 @@ def train(
 ) -> list[dict[str, dict[str, float]]]:
     """Run some steps; returns their metrics."""
     return [engine.train_step(step, shard_of) for step in steps]
+
+
+def gradients_of(
+    engine: SequentialEngine, step: int, shard_of: Callable[[int, int], tuple[Tensor, Tensor]]
+) -> dict[int, dict[str, Tensor]]:
+    """Run a step; returns the mean gradients that each block's optimizer got, by name."""
+    got: dict[int, dict[str, Tensor]] = {block.index: {} for block in engine.blocks}
+    for block in engine.blocks:
+
+        def observe(gradients: dict[str, Tensor], into: dict[str, Tensor] = got[block.index]):
+            into.update({name: g.clone() for name, g in gradients.items()})
+
+        block.updater.observer = observe
+    engine.train_step(step, shard_of)
+    for block in engine.blocks:
+        block.updater.observer = None
+    return got
+
+
+def parts_of(engine: SequentialEngine) -> list[tuple[nn.Module, nn.Module | None]]:
+    """Copies of each block's units, as one module, and of its auxiliary head if it has one."""
+    return [
+        copy.deepcopy((block.chain, getattr(block.objective, "head", None)))
+        for block in engine.blocks
+    ]
+
+
+def named_like(module: nn.Module, gradients: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """Gradients of all parameters of a copied block or head, under the names updates have."""
+    named: dict[str, Tensor] = {}
+    for (name, _), gradient in zip(module.named_parameters(), gradients, strict=True):
+        if gradient is not None:
+            original = (
+                module.original_name if isinstance(module, Chain) else "auxiliary.head.{}".format
+            )
+            named[original(name)] = gradient
+    return named
 
 
 def snapshot(engine: SequentialEngine) -> State:

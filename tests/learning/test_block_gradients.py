@@ -239,9 +239,9 @@ def test_dropout_is_a_pure_function_of_seed_step_shard_and_block():
         learner = BlockLearner(index, 3, units, None, END_TO_END, learner_settings(seed=seed))
         torch.rand(seed + step)  # the global generator must not matter
         ones = torch.ones(4, 50, dtype=torch.float64)
-        message = learner.forward(step, shard, {"x": ones, "y": torch.zeros(4, dtype=torch.long)})
-        assert message is not None
-        return message["x"]
+        labels = torch.zeros(4, dtype=torch.long)
+        (post,) = learner.forward(step, shard, {"x": ones, "y": labels})
+        return post.message["x"]
 
     assert torch.equal(sent(), sent())
     assert 0.3 < (sent() == 0).double().mean() < 0.7

@@ -1,8 +1,10 @@
 """What cannot be built is refused before an actor is started."""
 
 import pytest
+import torch
 
-from learning.build import Program, check_program
+from learning.build import Program
+from learning.checks import check_program
 from learning.errors import UserError
 from learning.heads import HeadSettings
 from learning.readout import LatentSettings
@@ -13,7 +15,9 @@ SHAPES = ((8, 4, 4), (6, 2, 2), (3,))
 
 
 def checked(rule: Rule, **settings) -> None:
-    check_program(Program(rule, learner_settings(**settings), SHAPES, 3))
+    learner = learner_settings(**settings)
+    sample = torch.zeros(learner.batch // learner.shards, 4)
+    check_program(Program(rule, learner, SHAPES, 3), [(), (), ()], sample)
 
 
 @pytest.mark.parametrize(

@@ -214,8 +214,10 @@ def test_evaluation_of_latents_equals_a_direct_computation():
     got = engine.evaluate(2, "test", iter(batches()))
     for k in (1, 2):
         norm = engine.blocks[k - 1].objective.readout.norm
-        b, c = (used[f"feedback{k}"][f"sent.1.{name}"] for name in ("b", "c"))
-        assert not torch.equal(b, snapshot(engine)[f"feedback{k}"]["sent.2.b"])
+        b, c = (used[f"feedback{k}"][f"sent.table.1.0.0.2.block{k}.{name}"] for name in ("b", "c"))
+        assert not torch.equal(
+            b, snapshot(engine)[f"feedback{k}"][f"sent.table.2.0.0.3.block{k}.b"]
+        )
         b = b[..., 0]
 
         def scores_of(h: Tensor, norm=norm, b: Tensor = b, c: Tensor = c) -> Tensor:

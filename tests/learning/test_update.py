@@ -222,3 +222,68 @@ def test_a_block_without_parameters_has_nothing_to_update():
         updater.step(step)
     assert updater.state_dict() == {}
     updater.load_state_dict({})
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_steps_without_gradients_leave_no_trace(optimizer: OptimizerSettings, clip) -> None:
+    """Delayed rules have none at first: no shard at all, or shards with nothing in them."""
+    optimizer = optimizer.model_copy(update={"clip": clip})
+    mine, theirs = module(), module()
+    updater, undisturbed = make(mine, optimizer), make(theirs, optimizer)
+    seen: list[dict[str, Tensor]] = []
+    updater.observer = seen.append
+    before = {name: tensor.clone() for name, tensor in mine.state_dict().items()}
+    updater.step(0)
+    updater.end_shard()
+    updater.end_shard()
+    updater.step(1)
+    assert_same_bits(mine.state_dict(), before)
+    assert updater.state_dict() == {} and seen == []
+    for step in (2, 3):
+        advance(updater, mine, step)
+        updater.step(step)  # and in the midst of a run
+        advance(undisturbed, theirs, step)
+    assert_same_bits(mine.state_dict(), theirs.state_dict())
+    assert_same_bits(updater.state_dict(), undisturbed.state_dict())
+    assert len(seen) == 2
+
+
+def test_observers_see_what_the_optimizer_gets_before_clipping():
+    model = module()
+    seen: dict[str, Tensor] = {}
+    updater = make(model, SGDSettings(lr=1.0, momentum=0.0, clip=1e-3))
+    updater.observer = lambda named: seen.update({n: g.clone() for n, g in named.items()})
+    first, second = gradients(model, 0), gradients(model, 1)
+    updater.add(first, weight=0.5)
+    updater.end_shard()
+    updater.add(second[:2])
+    updater.end_shard()
+    updater.step(0)
+    assert list(seen) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    for i, gradient in enumerate(seen.values()):
+        a, b = first[i], second[i]
+        assert a is not None and b is not None
+        assert torch.equal(gradient, (a * 0.5 + b if i < 2 else a * 0.5) / BATCH)
+
+
+def test_backward_adds_what_autograd_gives():
+    model, x = module(), torch.ones(BATCH, 3, dtype=torch.float64, requires_grad=True)
+    by_hand, updater = make(module(), SGDSettings()), make(model, SGDSettings())
+    h = model(x)
+    g = torch.ones_like(h)
+    expected = torch.autograd.grad(h, [*model.parameters(), x], g, retain_graph=True)
+    by_hand.add(expected[2:4], start=2, weight=0.5)
+    by_hand.end_shard()
+    by_hand.step(0)
+    idle = torch.zeros(1, requires_grad=True)
+    back = updater.backward(
+        h, g, updater.parameters[2:], [x, idle], step=0, start=2, weight=0.5, retain_graph=True
+    )
+    assert back[0] is not None and torch.equal(back[0], expected[4]) and back[1] is None
+    (again,) = updater.backward(h, g, (), [x], step=0)
+    assert again is not None and torch.equal(again, expected[4])
+    updater.end_shard()
+    updater.step(0)
+    for mine, theirs in zip(updater.parameters, by_hand.parameters, strict=True):
+        assert torch.equal(mine, theirs)

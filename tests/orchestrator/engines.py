@@ -13,9 +13,9 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 
-from learning.block import LearnerSettings
 from learning.build import Program
 from learning.data import AugmentSettings, Batches, Dataset, arrays_dataset
+from learning.learner import LearnerSettings
 from learning.networks import MLPSettings, NetworkSettings, build_network
 from learning.rules import Local, Rule
 from learning.settings import (

@@ -12,25 +12,22 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from actors.execution import (
-    BLOCK,
-    FEEDBACK,
-    NEXT,
-    PREVIOUS,
-    BlockExecutor,
-    Executor,
-    FeedbackExecutor,
-    SourceExecutor,
-)
+from actors.execution import BlockExecutor, Executor, FeedbackExecutor, SourceExecutor
 from actors.mailbox import Mailbox
-from actors.operations import Key, Kind, Operation
-from learning.block import LearnerSettings
+from actors.operations import Kind, Operation
 from learning.build import Program
 from learning.feedback import table_step
-from learning.messages import Message
+from learning.learner import LearnerSettings
+from learning.messages import Key, Message
 from learning.rules import Rule
 from learning.settings import ConstantSchedule, PrecisionSettings, SGDSettings
-from orchestrator.program import Calendar, block_program, feedback_program, source_program
+from orchestrator.program import (
+    Calendar,
+    block_program,
+    channels,
+    feedback_program,
+    source_program,
+)
 from tests.orchestrator.standins import FakeBlock, FakeFeedback, FakeSource
 
 NOTHING = Calendar()
@@ -164,25 +161,13 @@ class Simulation:
         self._connect(window * program.settings.shards)
 
     def _connect(self, messages: int) -> None:
-        blocks, feedback = self.block_actors, self.feedback_actors
-        self.source.executor.channels = {NEXT: Pipe(blocks[0].box, messages)}
-        for i, block in enumerate(blocks):
-            channels = {}
-            if i + 1 < len(blocks):
-                channels[NEXT] = Pipe(blocks[i + 1].box, messages)
-            if i > 0:
-                channels[PREVIOUS] = Pipe(blocks[i - 1].box, None)
-            if i < len(feedback):
-                channels[FEEDBACK] = Pipe(feedback[i].box, None)
-            block.executor.channels = channels
-        for i, module in enumerate(feedback):
-            channels = {BLOCK: Pipe(blocks[i].box, None)}
-            if i > 0 and self.program.feedback_chain:
-                channels[PREVIOUS] = Pipe(feedback[i - 1].box, None)
-            module.executor.channels = channels
+        boxes = {actor.name: actor.box for actor in self.actors}
+        for actor in self.actors:
+            windows = channels(self.program, actor.name, messages)
+            actor.executor.channels = {n: Pipe(boxes[n], w) for n, w in windows.items()}
 
     def pipes(self) -> dict[tuple[str, str], Pipe]:
-        """All channels by sender and name."""
+        """All channels by sender and receiver."""
         return {
             (actor.name, name): cast(Pipe, pipe)
             for actor in self.actors
@@ -211,10 +196,33 @@ class Simulation:
             if watch is not None:
                 watch(self)
 
-    def unused_tables(self) -> set[Key]:
-        """The tables that a delay leaves for later steps."""
-        used = table_step(self.steps - 1, self.program.feedback_delay)
-        return {Key("table", step) for step in range(used + 1, self.steps)}
+    def unused(self, actor: Actor) -> set[Key]:
+        """What delays leave for later steps: tables, weights and gradients."""
+        made, after = self.program, range(self.steps, 2 * self.steps + 20)
+        unused: set[Key] = set()
+        if actor not in self.block_actors:
+            return unused
+        k = self.block_actors.index(actor) + 1
+        if k <= made.feedback_modules:
+            used = table_step(self.steps - 1, made.feedback_delay)
+            unused |= {Key("table", step) for step in range(used + 1, self.steps)}
+        reading = made.reading(k)
+        if reading is not None:
+            later = {reading.step_read(step) for step in after} - {None, 0}
+            unused |= {
+                Key("weights", step, 0, reading.publisher)
+                for step in later
+                if step is not None and step < self.steps
+            }
+        own, above = (made.rule.credit.delay(j, made.blocks) for j in (k, k + 1))
+        if own:
+            come = range(max(0, self.steps - own), self.steps - above)
+            unused |= {
+                Key("g", step, shard, made.blocks)
+                for step in come
+                for shard in range(made.settings.shards)
+            }
+        return unused
 
 
 def kinds(operations: Sequence[Operation]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from learning.build import Program
-from learning.messages import Message
+from learning.messages import Key, Message, Post, block_name, feedback_name
 
 
 class FakeSource:
@@ -24,51 +24,81 @@ class FakeBlock:
     """Stands in for `BlockLearner`: demands what its credit says, in the order of shards."""
 
     def __init__(self, program: Program, k: int, mixing: int) -> None:
-        credit, self.index, self.last = program.rule.credit, k, program.blocks
+        self.program, self.credit = program, program.rule.credit
+        self.index, self.last = k, program.blocks
         self.shards, self.mixing = program.settings.shards, mixing
-        self.reaching = credit.reaching(k, self.last)
-        self.passed_back = credit.passed_back(k, self.last)
+        self.delay = self.credit.delay(k, self.last)
         self.needs_feedback = bool(program.feedback_modules) and k < self.last
-        self.pending: dict[int, set[int]] = {}
+        self.pending: dict[tuple[int, int], set[int]] = {}
         self.finished: set[int] = set()
         self.updates: list[int] = []
+        self.read_at: list[int] = []
         self.most_pending = 0
 
     def forward_needs_feedback(self, step: int) -> bool:
         return self.needs_feedback and step < self.mixing
 
-    def forward(self, step: int, shard: int, message: Message, table: Any) -> Message | None:
+    def publish(self, step: int) -> list[Post]:
+        assert step == len(self.updates)
+        return [
+            Post(block_name(r.reader), Key("weights", step, 0, self.index), {})
+            for r in self.program.readings_of(self.index)
+        ]
+
+    def read(self, message: Message) -> None:
+        self.read_at.append(len(self.updates))
+
+    def forward(self, step: int, shard: int, message: Message, table: Any) -> list[Post]:
         assert step == len(self.updates)
         assert (table is not None) == self.forward_needs_feedback(step)
-        self.pending[shard] = set(self.reaching)
+        self.pending[step, shard] = set(self.credit.at(step).reaching(self.index, self.last))
         self.most_pending = max(self.most_pending, len(self.pending))
-        return {} if self.index < self.last else None
+        if self.index == self.last:
+            return []
+        return [Post(block_name(self.index + 1), Key("x", step, shard), {})]
 
-    def assess(self, step: int, shard: int, table: Any) -> tuple[Message | None, Message | None]:
+    def assess(self, step: int, shard: int, table: Any) -> list[Post]:
         assert step == len(self.updates)
         assert (table is not None) == self.needs_feedback
-        return self._through(shard, self.index), {} if self.needs_feedback else None
+        posts = self._through(step, shard, self.index)
+        if self.credit.broadcast:
+            key = Key("g", step, shard, self.index)
+            posts += [
+                Post(block_name(k), key, {"gradient": Tensor()}) for k in range(1, self.index)
+            ]
+        if self.needs_feedback:
+            posts.append(Post(feedback_name(self.index), Key("readout", step, shard), {}))
+        return posts
 
-    def receive(self, shard: int, origin: int, gradient: Any) -> Message | None:
-        return self._through(shard, origin)
+    def receive(self, step: int, shard: int, origin: int, message: Message) -> list[Post]:
+        assert "gradient" in message and step == len(self.updates) - self.delay
+        return self._through(step, shard, origin)
 
-    def _through(self, shard: int, origin: int) -> Message | None:
+    def _through(self, step: int, shard: int, origin: int) -> list[Post]:
         assert set(range(shard)) <= self.finished, "shards finish in order"
-        self.pending.get(shard, set()).discard(origin)
-        if shard in self.pending and not self.pending[shard]:
-            del self.pending[shard]
-            self.finished.add(shard)
-        return {"gradient": Tensor()} if origin in self.passed_back else None
+        pending = self.pending.get((step, shard))
+        if pending is not None:  # a blocked operation is tried again
+            pending.discard(origin)
+            if not pending:
+                del self.pending[step, shard]
+                self.finished.add(shard)
+        passed_back = self.credit.at(step).passed_back(self.index, self.last)
+        if self.credit.broadcast or origin not in passed_back:
+            return []
+        key = Key("g", step, shard, origin)
+        return [Post(block_name(self.index - 1), key, {"gradient": Tensor()})]
 
     def update(self, step: int) -> dict[str, float]:
         assert step == len(self.updates)
-        assert self.finished == set(range(self.shards)) and not self.pending
+        expected = set(range(self.shards)) if step >= self.delay else set()
+        assert self.finished == expected
+        assert len(self.pending) == min(step + 1, self.delay) * self.shards
         self.finished = set()
         self.updates.append(step)
         return {}
 
     def infer(self, split: str, message: Message, table: Any) -> Message:
-        assert not self.pending and (table is not None) == self.needs_feedback
+        assert (table is not None) == self.needs_feedback
         return {}
 
     def end_evaluation(self, split: str) -> dict[str, float]:
@@ -83,11 +113,15 @@ class FakeFeedback:
 
     def __init__(self, program: Program, k: int) -> None:
         self.top = not program.feedback_chain or k == program.feedback_modules
+        self.index, self.chain = k, program.feedback_chain
         self.updates: list[int] = []
 
-    def forward(self, step: int, upstream: Message | None) -> tuple[Message, Message]:
+    def forward(self, step: int, upstream: Message | None) -> list[Post]:
         assert step == len(self.updates) and (upstream is None) == self.top
-        return {}, {}
+        posts = [Post(block_name(self.index), Key("table", step), {})]
+        if self.chain and self.index > 1:
+            posts.append(Post(feedback_name(self.index - 1), Key("raw", step), {}))
+        return posts
 
     def receive(self, step: int, shard: int, readout: Message) -> None:
         assert step == len(self.updates)

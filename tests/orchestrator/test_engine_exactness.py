@@ -19,7 +19,21 @@ from learning.feedback import FeedbackSettings
 from learning.heads import HeadSettings
 from learning.networks import MLPSettings, ResNetSettings
 from learning.readout import LatentSettings
-from learning.rules import BLL, Backprop, Interlocking, Local
+from learning.rules import (
+    BLL,
+    Alignment,
+    BackLink,
+    Backprop,
+    DelayedGradients,
+    DirectAlignment,
+    Interlocking,
+    Local,
+    Overlapping,
+    PeriodicGuidance,
+    Reconciliation,
+    ReplayedLocal,
+    TargetAlignment,
+)
 from learning.rules.bll import BootstrapSettings
 from learning.settings import AdamWSettings, PrecisionSettings, SGDSettings
 from orchestrator.engine import RayEngine
@@ -67,8 +81,21 @@ CASES = {
     "bll, delay auto, no norm": Case(AUTO_DELAY, PLAIN_DROPOUT),
     "bll, direct, batch norm": Case(DIRECT, RESNET, at=TWO, shards=2, precision=BFLOAT16),
     "bll, direct, no norm": Case(DIRECT, PLAIN, at=TWO),
+    "overlapping, batch norm": Case(Overlapping(weight=0.5), DROPOUT, shards=2),
+    "backlink, batch norm": Case(BackLink(), BATCH_NORM, at=("layer3",)),
+    "guided, batch norm": Case(PeriodicGuidance(period=3), BATCH_NORM, shards=2),
+    "reconcile, batch norm": Case(Reconciliation(head=CONV.head), RESNET, at=TWO, shards=2),
+    "reconcile, squared, no norm": Case(Reconciliation(distance="squared"), PLAIN_DROPOUT),
+    "delayed, weights, batch norm": Case(DelayedGradients(lag=2), DROPOUT, shards=2),
+    "delayed, inputs, batch norm": Case(DelayedGradients(stash="inputs"), DROPOUT, shards=2),
+    "delayed, compensated, no norm": Case(DelayedGradients(compensation=0.5), PLAIN),
+    "replay, batch norm": Case(ReplayedLocal(buffer=3), DROPOUT, shards=2),
+    "alignment, batch norm": Case(Alignment(), RESNET, at=TWO, shards=2),
+    "alignment, sign-symmetric, no norm": Case(Alignment(map="sign-symmetric"), PLAIN),
+    "dfa, batch norm": Case(DirectAlignment(), RESNET, at=("layer1", "layer2"), shards=2),
+    "drtp, batch norm": Case(TargetAlignment(), BATCH_NORM, shards=2),
 }
-WINDOWS = dict(zip(CASES, (1, 4, 2, 3, 2, 4, 1, 1, 4, 2, 3), strict=True))
+WINDOWS = {name: (1, 4, 2, 3)[i % 4] for i, name in enumerate(CASES)}
 RESUMED = [name for name in CASES if name.endswith("batch norm")]
 BY_OTHERS = {"bll, delay auto, batch norm": 4, "bll, direct, batch norm": 1}  # to other windows
 

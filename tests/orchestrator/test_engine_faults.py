@@ -10,8 +10,8 @@ import ray
 import torch
 from torch import Tensor, nn
 
-from actors.operations import Key
 from learning.errors import NonFiniteLossError, UserError
+from learning.messages import Key
 from learning.networks import MLPSettings
 from learning.rules import Local
 from learning.settings import SGDSettings

@@ -11,12 +11,31 @@ from hypothesis import strategies as st
 
 from actors.operations import Kind
 from learning.feedback import FeedbackSettings
-from learning.rules import BLL, Backprop, Local, Rule
+from learning.publishing import Reading
+from learning.rules import (
+    BLL,
+    Backprop,
+    DelayedGradients,
+    DirectAlignment,
+    Local,
+    PeriodicGuidance,
+    Rule,
+)
 from orchestrator.program import Calendar, block_program
 from tests.learning.helpers import Hops
 from tests.orchestrator.simulator import NOTHING, Simulation, program
 
 HOPS = st.dictionaries(st.sampled_from([0.0, 1.0, 2.0, float("inf")]), st.just(1.0), min_size=1)
+
+
+class Readers(Local):
+    """Local learning in which every block reads weights of the next and block 1 of the last."""
+
+    every: int = 1
+
+    def readings(self, last: int) -> list[Reading]:
+        to = {k: k + 1 for k in range(2, last)} | ({1: last} if last > 1 else {})
+        return [Reading(k, publisher, 0, self.every) for k, publisher in to.items()]
 
 
 FEEDBACK = st.builds(
@@ -28,6 +47,10 @@ RULES = st.one_of(
     st.builds(Backprop, order=st.sampled_from(["gpipe", "1f1b"])),
     st.just(Local()),
     st.builds(BLL, feedback=FEEDBACK),
+    st.builds(DelayedGradients, lag=st.integers(0, 3)),
+    st.builds(PeriodicGuidance, period=st.just(3), guided=st.integers(1, 3)),
+    st.builds(Readers, every=st.integers(1, 3)),
+    st.just(DirectAlignment()),
     st.builds(Hops, weights=HOPS, order=st.sampled_from(["gpipe", "1f1b"])),
 )
 
@@ -55,19 +78,19 @@ def test_every_order_ends_with_every_message_received_once(
     for learner in (*simulation.blocks, *simulation.feedback):
         assert learner.updates == list(range(simulation.steps))
     for actor in simulation.actors:
-        unused = simulation.unused_tables() if actor in simulation.block_actors[:-1] else set()
-        unused = unused if made.feedback_modules else set()
-        assert actor.box.waiting() == unused
+        assert actor.box.waiting() == simulation.unused(actor), actor.name
         assert set(actor.box.received.values()) <= {1}
     for pipe in simulation.pipes().values():
         assert set(pipe.sent.values()) <= {1}
-        assert pipe.receiver.received.keys() | simulation.unused_tables() >= pipe.sent.keys()
+        assert pipe.receiver.received.keys() | pipe.receiver.waiting() >= pipe.sent.keys()
         if pipe.window is not None:
             assert pipe.most <= pipe.window == simulation.window * shards
     for actor in simulation.actors:  # what has no window is bounded by the data flow
         assert actor.box.most["table"] <= made.feedback_delay + 1
         assert actor.box.most["raw"] <= made.feedback_delay + 2
-        assert actor.box.most["g"] <= shards * made.blocks
+        lag = made.rule.credit.delay(1, 2)
+        assert actor.box.most["g"] <= shards * (made.blocks + lag)
+        assert actor.box.most["weights"] <= 2 * made.blocks
         assert actor.box.most["readout"] <= (made.feedback_delay + 2) * shards
 
 
@@ -155,7 +178,7 @@ def test_simulator_finds_deadlocks_of_windows() -> None:
         simulation = Simulation(program(Backprop(order="gpipe"), 2, 3), 1, NOTHING, 1)
         second = simulation.block_actors[1]
         second.operations = [*reversed(second.operations[:3]), *second.operations[3:]]
-        simulation.pipes()["block1", "next"].window = window
+        simulation.pipes()["block1", "block2"].window = window
         return simulation
 
     backwards(3).run()

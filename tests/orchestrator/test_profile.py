@@ -160,3 +160,15 @@ def test_a_bad_unit_is_named(function, module: nn.Module, parts: list[str]) -> N
 def test_no_repeats_is_refused() -> None:
     with pytest.raises(UserError, match="repeats = 0 is less than 1"):
         profile_units([Unit("i", nn.Identity())], torch.zeros(1, 1), repeats=0)
+
+
+def test_tokens_are_profiled_like_numbers() -> None:
+    units = units_of(nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 5)))
+    tokens = torch.zeros(2, 4, dtype=torch.int64)
+    embedding, linear = measure_units(units, tokens)
+    assert (embedding.parameters, embedding.output_shape) == (21, (4, 3))
+    assert (embedding.output_bytes, embedding.activation_bytes) == (2 * 4 * 3 * 4, 2 * 4 * 8)
+    assert (linear.output_shape, linear.activation_bytes) == ((4, 5), 2 * 4 * 3 * 4)
+    assert block_activation_bytes([units], tokens) == [2 * 4 * 8 + 2 * 4 * 3 * 4]
+    for profiled in profile_units(units, tokens, repeats=1):
+        assert profiled.forward_seconds > 0 and profiled.backward_seconds > 0

@@ -1,0 +1,65 @@
+"""Adopting runs that were made elsewhere, or before there were studies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from blocklocal.compare.records import Record, same_settings
+from blocklocal.compare.study import Combination
+from learning.errors import UserError
+
+LABELS = ("rule", "network", "blocks", "seed")
+
+
+def read_runs(path: Path) -> list[Record]:
+    """Runs of a file: one record, a list of records, or {"environment": ..., "runs": [...]}.
+
+    A record has `settings`, `metrics`, `seconds` and `code`; code and machine of the environment
+    hold for the runs that do not say their own.
+
+    Raises:
+        UserError: when the file cannot be read or holds anything else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): give an existing file") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): give a file of runs") from error
+    environment: dict[str, Any] = {}
+    if isinstance(content, dict) and "runs" in content:
+        environment, content = content.get("environment") or {}, content["runs"]
+    runs = content if isinstance(content, list) else [content]
+    machine = {n: environment[n] for n in ("command", "processor", "cores") if n in environment}
+    code = environment.get("code") or {}
+    complete = [{"code": code, **machine, **run} for run in runs if isinstance(run, dict)]
+    for run in complete:
+        if not all(isinstance(run.get(part), dict) for part in ("settings", "metrics")):
+            raise UserError(
+                f"{path} holds something that is no run (no settings and metrics): give a file of "
+                "runs"
+            )
+    return complete
+
+
+def belonging(
+    runs: Iterable[Record], combinations: Iterable[Combination], seeds: Iterable[int]
+) -> list[tuple[Combination, int, Record]]:
+    """The runs that are those of a study, with their combination and seed."""
+    wanted = [(c, seed, c.config(seed)) for seed in seeds for c in combinations]
+    found = []
+    for run in runs:
+        for combination, seed, config in wanted:
+            if same_settings(run["settings"], config):
+                rest = {n: v for n, v in run.items() if n not in LABELS}
+                found.append((combination, seed, labels_of(combination, seed) | rest))
+                break
+    return found
+
+
+def labels_of(combination: Combination, seed: int) -> Record:
+    """What a record says for people: which run of the study it is."""
+    return dict(zip(LABELS, (*combination.key, seed), strict=True))

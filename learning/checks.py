@@ -1,0 +1,121 @@
+"""Checks of a program before anything starts: what cannot be built, what cannot be right."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from learning.build import Program, build_block, build_feedback
+from learning.credit import Delayed, Reconcile
+from learning.errors import UserError
+from learning.messages import Message
+from learning.objectives import Told
+from learning.policies import check_update
+from learning.reconciling import ReconcilingBlock
+from learning.units import Unit
+
+
+def check_program(program: Program, blocks: Sequence[Sequence[Unit]], sample: Tensor) -> None:
+    """Build everything of a program on copies and try it once, to find what cannot work.
+
+    Args:
+        sample: a shard of inputs, (b, ...).
+
+    Raises:
+        UserError: what an actor would otherwise fail with after it was started, or what would
+            train something else than it says.
+    """
+    for check in (_check_rates, _check_combinations):
+        check(program)
+    tables = _tables(program)
+    later = blocks if program.rule.looks_ahead else [()] * len(blocks)
+    y = torch.zeros(len(sample), *program.target_shape, dtype=torch.long)
+    for k in range(1, program.blocks + 1):
+        learner = build_block(program, k, (), later=later[k:])
+        shape = program.output_shapes[k - 1]
+        if learner.objective is None:
+            continue
+        h = torch.zeros(len(sample), *shape, dtype=learner.numerics.dtype)
+        reading = program.reading(k)
+        try:
+            if reading is not None:
+                unit = blocks[reading.publisher - 1][reading.unit]
+                learner.objective.take(unit.module.state_dict())
+            image = learner.numerics.arrange(sample) if program.rule.needs_image else None
+            learner.objective(h, Told(y, tables.get(k), image))
+        except UserError:
+            raise
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the objective of block {k} cannot work on {len(sample)} samples of shape {shape} "
+                f"({reason}): cut the network at another unit or use fewer training.shards"
+            ) from error
+    if isinstance(program.rule.credit, Reconcile):
+        _check_second_order(program, blocks, sample)
+
+
+def _tables(program: Program) -> dict[int, Message]:
+    tables: dict[int, Message] = {}
+    upstream: Message | None = None
+    for k in range(program.feedback_modules, 0, -1):
+        posts = build_feedback(program, k).forward(0, upstream)
+        tables[k] = posts[0].message
+        upstream = posts[1].message if len(posts) > 1 else None
+    return tables
+
+
+def _check_rates(program: Program) -> None:
+    rates = program.settings.optimizer.lr
+    if isinstance(rates, tuple) and len(rates) != program.blocks:
+        raise UserError(
+            f"optimizer.lr lists {len(rates)} values for {program.blocks} blocks: give one a block"
+        )
+
+
+def _check_combinations(program: Program) -> None:
+    rule, settings = program.rule, program.settings
+    credit, blocks = rule.credit, range(1, program.blocks + 1)
+    compensated = isinstance(credit, Delayed) and credit.compensation > 0
+    check_update(
+        settings.update,
+        settings.optimizer,
+        shards=settings.shards,
+        losses=max(len(hop.sources(k, program.blocks)) for hop in credit.hops() for k in blocks),
+        second_order=isinstance(credit, Reconcile) or compensated,
+    )
+    if rule.batch_coupled and settings.shards > 1:
+        raise UserError(
+            f"this rule's loss compares all samples of a batch, but training.shards = "
+            f"{settings.shards} shows a block only a part of it: set training.shards to 1"
+        )
+    if isinstance(rule.credit, Delayed) and rule.credit.compensation and settings.shards > 1:
+        raise UserError(
+            f"rule.compensation needs the gradient of the whole batch, but training.shards = "
+            f"{settings.shards}: set training.shards to 1 or rule.compensation to 0"
+        )
+
+
+def _check_second_order(program: Program, blocks: Sequence[Sequence[Unit]], sample: Tensor) -> None:
+    """Differentiate the penalty of every block once, on copies: some kernels cannot."""
+    message: Message = {"x": sample}
+    message["y"] = torch.zeros(len(sample), *program.target_shape, dtype=torch.long)
+    step = program.settings.steps  # where the weight of the penalty is past its warm-up
+    for k, units in enumerate(blocks, start=1):
+        learner = build_block(program, k, copy.deepcopy(list(units)))
+        try:
+            posts = learner.forward(step, 0, message)
+            assert isinstance(learner, ReconcilingBlock)
+            learner.check_penalty(step, 0)
+            learner.assess(step, 0)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"rule.kind = reconcile differentiates block {k} twice, which fails ({reason}): "
+                "use layers whose gradient is differentiable, or another rule"
+            ) from error
+        if posts:
+            message = posts[0].message

@@ -1,0 +1,58 @@
+"""Augmented local learning (Ma et al. 2024, ICLR, arXiv 2402.17318)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import nn
+
+from learning.heads import HeadSettings, make_head
+from learning.objectives import AuxiliaryClassifier, Objective
+from learning.patterns import glued, input_shapes, output_shape
+from learning.rules.base import Rule, Site
+
+
+class AugLocal(Rule):
+    """Local learning whose auxiliary networks have the architecture of later units.
+
+    They are picked uniformly from the units after the block, the network's last one left out, and
+    get weights of their own. Later blocks get fewer of them (a pyramid).
+    """
+
+    looks_ahead: ClassVar[bool] = True
+
+    kind: Literal["auglocal"] = "auglocal"
+    depth: int = Field(
+        default=2, ge=0, description="units in the auxiliary network of block 1; 0 is local"
+    )
+    slope: float = Field(
+        default=0.5, ge=0, le=1, description="how fast depth falls to 1; 0: not at all"
+    )
+    head: HeadSettings = HeadSettings()
+
+    def depth_of(self, index: int, last: int) -> int:
+        """Units in the auxiliary network of block `index` of `last`, as far as there are any."""
+        if self.depth == 0:
+            return 0
+        way = (index - 1) / (last - 2) if last > 2 else 0.0
+        return max(1, round(self.depth * (1 - self.slope * way) + self.slope * way))
+
+    def objective(self, site: Site) -> Objective | None:
+        later = [unit for block in site.later for unit in block][:-1]
+        depth = min(self.depth_of(site.index, site.last), len(later))
+        shape, layers = site.shape, OrderedDict[str, nn.Module]()
+        if depth:
+            shapes = input_shapes(later, site.shape)
+            picks = picked(len(later), depth)
+            features = glued([later[i] for i in picks], [shapes[i] for i in picks], site.shape)
+            layers["features"] = features
+            shape = output_shape(features, site.shape)
+        layers["linear"] = make_head(self.head, shape, site.classes, site.target_shape)
+        return AuxiliaryClassifier(nn.Sequential(layers))
+
+
+def picked(units: int, depth: int) -> list[int]:
+    """`depth` of the positions 0..units-1, evenly spaced, the last one among them."""
+    return [round(units * i / depth) - 1 for i in range(1, depth + 1)]

@@ -1,0 +1,32 @@
+"""BackLink (Guo et al. 2022, arXiv 2205.07141): a truncated way back between blocks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from learning.credit import Hop
+from learning.heads import HeadSettings, make_head
+from learning.objectives import AuxiliaryClassifier, Objective
+from learning.rules.base import Rule, Site
+
+
+class BackLink(Rule):
+    """Own loss plus the next block's, whose gradient stops after the block's last `units` units.
+
+    The paper's link lengths and weights are not published: these are free settings here.
+    """
+
+    kind: Literal["backlink"] = "backlink"
+    units: int = Field(default=1, ge=1, description="units that the next block's loss reaches")
+    weight: float = Field(default=1.0, gt=0, description="of the next block's loss")
+    head: HeadSettings = HeadSettings()
+
+    @property
+    def credit(self) -> Hop:
+        return Hop({0: 1.0, 1: self.weight}, tail=self.units)
+
+    def objective(self, site: Site) -> Objective | None:
+        head = make_head(self.head, site.shape, site.classes, site.target_shape)
+        return AuxiliaryClassifier(head)

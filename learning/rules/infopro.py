@@ -1,0 +1,53 @@
+"""Information propagation (Wang et al. 2021, arXiv 2101.10832)."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from learning.heads import HeadSettings, make_head
+from learning.objectives import Objective
+from learning.reconstruction import DenseDecoder, ImageDecoder, InformedClassifier
+from learning.rules.base import Rule, Site
+from learning.settings import Settings
+
+Ends = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
+
+
+class DecoderSettings(Settings):
+    """What reconstructs the network's input from a block's output."""
+
+    channels: int = Field(default=12, ge=1, description="between its convolutions; images")
+    width: int = Field(default=128, ge=1, description="of its hidden layer; vectors and tokens")
+
+
+class InfoPro(Rule):
+    """Local learning that keeps what the input was: each block also reconstructs it.
+
+    The weights go linearly from the first number at block 1 to the second at block K-1.
+    """
+
+    needs_image: ClassVar[bool] = True
+
+    kind: Literal["infopro"] = "infopro"
+    lambda1: Ends = Field(default=(5.0, 0.5), description="weight of the reconstruction")
+    lambda2: Ends = Field(default=(0.5, 1.0), description="weight of the classification")
+    decoder: DecoderSettings = DecoderSettings()
+    head: HeadSettings = HeadSettings()
+
+    def weights(self, index: int, last: int) -> tuple[float, float]:
+        """The weights of reconstruction and classification in block `index` of `last`."""
+        way = (index - 1) / (last - 2) if last > 2 else 0.0
+        first, second = ((1 - way) * a + way * b for a, b in (self.lambda1, self.lambda2))
+        return first, second
+
+    def objective(self, site: Site) -> Objective | None:
+        head = make_head(self.head, site.shape, site.classes, site.target_shape)
+        weights = self.weights(site.index, site.last)
+        decoder = None
+        if weights[0] and len(site.shape) == len(site.input_shape) == 3:
+            decoder = ImageDecoder(site.shape[0], site.input_shape, self.decoder.channels)
+        elif weights[0]:
+            decoder = DenseDecoder(site.shape, site.input_shape, self.decoder.width)
+        return InformedClassifier(head, decoder, weights)

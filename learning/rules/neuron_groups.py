@@ -1,0 +1,28 @@
+"""Local learning of neuron groups (Patel, Eickenberg & Belilovsky 2023, arXiv 2301.07635)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from learning.groups import GroupClassifiers
+from learning.heads import HeadSettings, make_head
+from learning.objectives import Objective
+from learning.rules.base import Rule, Site
+
+
+class NeuronGroups(Rule):
+    """Local learning in which each group of a block's channels has a head of its own."""
+
+    kind: Literal["neuron-groups"] = "neuron-groups"
+    groups: int = Field(default=2, ge=1, description="groups of channels; 1 is local learning")
+    diversity: float = Field(default=0.5, ge=0, description="weight of the penalty on agreement")
+    head: HeadSettings = HeadSettings()
+
+    def objective(self, site: Site) -> Objective | None:
+        heads = [
+            make_head(self.head, site.shape, site.classes, site.target_shape)
+            for _ in range(self.groups)
+        ]
+        return GroupClassifiers(heads, site.shape, self.diversity)

@@ -1,0 +1,27 @@
+"""Local learning from a buffer of past inputs (Belilovsky et al. 2021, arXiv 2106.06401)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from learning.heads import HeadSettings, make_head
+from learning.objectives import AuxiliaryClassifier, Objective
+from learning.rules.base import Rule, Site
+
+
+class ReplayedLocal(Rule):
+    """Decoupled greedy learning in which a block draws its batch from the last `buffer` inputs."""
+
+    kind: Literal["replay"] = "replay"
+    buffer: int = Field(default=4, ge=1, description="messages kept between two blocks")
+    head: HeadSettings = HeadSettings()
+
+    @property
+    def slots(self) -> int:
+        return self.buffer
+
+    def objective(self, site: Site) -> Objective | None:
+        head = make_head(self.head, site.shape, site.classes, site.target_shape)
+        return AuxiliaryClassifier(head)
