@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint accuracy decoupling clean
+.PHONY: demo test lint results decoupling clean
 
 demo: $(INSTALLED)
 	$(BIN)/blocklocal train examples/digits.yaml
@@ -17,9 +17,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# Needs CIFAR-10 as Parquet files: make accuracy TRAIN=... TEST=...
-accuracy: $(INSTALLED)
-	$(BIN)/python -m benchmarks.accuracy --train $(TRAIN) --test $(TEST)
+# The tables of committed results, in the README.
+results: $(INSTALLED)
+	$(BIN)/python -m benchmarks.records
 
 decoupling: $(INSTALLED)
 	$(BIN)/python -m benchmarks.decoupling

@@ -1,19 +1,25 @@
-"""Results files: what was run, on what, and the raw numbers."""
+"""Results files: what was run, on what, and the raw numbers; their tables in the README.
+
+    python -m benchmarks.records
+
+puts the tables of all committed results into the README.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from orchestrator.version import code_version
+from orchestrator.version import code_version, processor
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
+PAGES = {"accuracy": RESULTS / "cifar10/report.md", "decoupling": RESULTS / "decoupling.md"}
+"""The page whose first table stands between the README's markers of that name."""
 
 
 def environment() -> dict[str, Any]:
@@ -21,7 +27,7 @@ def environment() -> dict[str, Any]:
     return {
         "command": shlex.join(["python", "-m", *_module(), *sys.argv[1:]]),
         "code": code_version(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
     }
 
@@ -31,21 +37,21 @@ def _module() -> list[str]:
     return [spec.name] if spec else [Path(sys.argv[0]).name]
 
 
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def write(name: str, record: dict[str, Any], page: str) -> None:
     """Write `results/<name>.json` and the Markdown page made of it."""
     RESULTS.mkdir(exist_ok=True)
     _replace(RESULTS / f"{name}.json", json.dumps(record, indent=1) + "\n")
     _replace(RESULTS / f"{name}.md", page)
-    readme = README.read_text(encoding="utf-8")
-    _replace(README, with_table(readme, name, page))
+    update_readme()
     print(page)
+
+
+def update_readme() -> None:
+    """Put the tables of all committed pages into the README."""
+    readme = README.read_text(encoding="utf-8")
+    for name, path in PAGES.items():
+        readme = with_table(readme, name, path.read_text(encoding="utf-8"))
+    _replace(README, readme)
 
 
 def with_table(readme: str, name: str, page: str) -> str:
@@ -69,3 +75,7 @@ def _replace(path: Path, text: str) -> None:
     new = path.with_name(f".{path.name}.{os.getpid()}")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)
+
+
+if __name__ == "__main__":
+    update_readme()

@@ -15,8 +15,7 @@ from rich.table import Table
 
 from blocklocal import doctor as checks
 from blocklocal.clusters import cluster
-from blocklocal.compare.command import Comparison
-from blocklocal.compare.runner import Failure
+from blocklocal.compare.command import INTERRUPTED, Comparison
 from blocklocal.config import RunConfig, load_config, make_config
 from blocklocal.inference import evaluate_model, load_run
 from blocklocal.observers import Progress
@@ -202,30 +201,22 @@ def compare_command(
     """Run a study, rules x networks x blocks x seeds, or go on with it; write its report."""
     if workers is not None and workers < 1:
         raise UserError(f"--workers = {workers} is not possible: give 1 or more")
+    if sum((adopt is not None, report, dry_run)) > 1:
+        raise UserError("--adopt, --report and --dry-run do not go together: give one of them")
     comparison = Comparison.open(study, words, directory)
     if adopt is not None:
         added, found = comparison.adopt(adopt)
         _say(f"{found} runs of {adopt} belong to this study, {added} of them new")
-    jobs = [] if report or adopt else comparison.missing()
-    comparison.check(jobs)
     if dry_run:
+        comparison.check(jobs := comparison.missing())
         for job in jobs:
             _say(f"would run: {job.label}")
         return 0
-    failures: list[Failure] = []
-    try:
-        if jobs:
-            failures = comparison.run(jobs, workers, console)
-    except KeyboardInterrupt:
-        print("blocklocal: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    for failure in failures:
-        print(f"blocklocal: {failure.label}: {failure.error}", file=sys.stderr)
-    if failures and not comparison.has_runs():
-        return 1
-    comparison.report()
-    _say(f"wrote {comparison.directory / 'report.md'}")
-    return 1 if failures else 0
+    code = 0 if report or adopt else comparison.complete(workers, console)
+    if code != INTERRUPTED and (code == 0 or comparison.has_runs()):
+        comparison.report()
+        _say(f"wrote {comparison.directory / 'report.md'}")
+    return code
 
 
 @app.command(name="doctor")

@@ -55,8 +55,10 @@ class Costs:
 
 def measure_costs(prepared: Prepared) -> Costs:
     """Count a step of a prepared run; its network stays as it is."""
-    # With one step to go, what rises over a share of all steps is up from step 1 on.
-    steady = replace(prepared.program, settings=replace(prepared.program.settings, steps=1))
+    settings = prepared.program.settings
+    # With one step to go, what rises over a share of all steps is up from step 1 on. Weights stay.
+    still = settings.optimizer.model_copy(update={"lr": 0.0})
+    steady = replace(prepared.program, settings=replace(settings, steps=1, optimizer=still))
     engine = _engine(prepared, steady)
     learners = {block_name(b.index): b for b in engine.blocks}
     learners |= {feedback_name(k): f for k, f in engine.feedback.items()}

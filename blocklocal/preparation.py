@@ -19,6 +19,7 @@ from learning.errors import UserError
 from learning.learner import LearnerSettings
 from learning.networks import GPTSettings, build_network
 from learning.numerics import Numerics
+from learning.subspace import rank_of
 from learning.units import Unit, units_of
 from orchestrator.placement import even_cpus, free_resources
 from orchestrator.plan import Plan, make_plan
@@ -115,6 +116,7 @@ def prepare(
         dataset.classes,
         input_shape=dataset.input_shape,
         target_shape=dataset.target_shape,
+        subspace=rank_of(model),
     )
     shard = _sample(config, dataset, training.batch // training.shards)
     check_program(program, plan.units_of_blocks(units), shard)

@@ -28,7 +28,7 @@ class Pending:
     Attributes:
         x: the block's input.
         h: its output, with the graph that leads from x and `parameters` to it.
-        message: what came with x: labels `y`, and what some rules send along.
+        message: as it came: x, coded from block 2 on, labels `y`, what some rules send along.
         parameters: the block's parameters in the graph.
         expected: blocks whose loss's gradient is still to come.
         sources: blocks whose loss the parameters learn from, with weights.
@@ -82,6 +82,7 @@ class BlockLearner:
         self.chain = Chain(self.units)
         self.numerics = Numerics(self.settings.precision, self.device)
         self.numerics.prepare(self.chain)
+        self._constrain()
         self.chain.train()  # whatever mode the user's module came in
         named = [(self.chain.original_name(n), p) for n, p in self.chain.named_parameters()]
         self.block_parameters = [p for _, p in named if p.requires_grad]
@@ -118,7 +119,7 @@ class BlockLearner:
 
     def publish(self, step: int) -> list[Post]:
         """The weights of `step`, before its update, for those who read them."""
-        posts = [p.post(self.units, self.index, step) for p in self.publications]
+        posts = [p.post(self.units, self.index, step) for p in self.publications if p.due(step)]
         self.in_flight.keep(posts, step)
         return posts
 
@@ -136,9 +137,10 @@ class BlockLearner:
             The message for block index+1; nothing from block K.
         """
         message = self._intake(step, shard, self._local(message))
+        x = message["x"]
         if self.index > 1:
-            message = {**message, "x": self.codec.decode(message, "x", self.numerics.dtype)}
-        x = self.numerics.arrange(message["x"]).detach()
+            x = self.codec.decode(message, "x", self.numerics.dtype)
+        x = self.numerics.arrange(x).detach()
         hop = self.credit.at(step)
         passed_back = () if self.credit.broadcast else hop.passed_back(self.index, self.last)
         x.requires_grad_(bool(passed_back) or self._differentiates_input(message))
@@ -224,7 +226,8 @@ class BlockLearner:
         """Update the block and its auxiliary network; returns this step's loss and accuracy."""
         metrics = self._training.means() if self._training.samples else {}
         self._training = Tally()
-        self.updater.step(step)
+        if self.updater.step(step):
+            self._constrain()
         return metrics
 
     @torch.no_grad()
@@ -253,6 +256,16 @@ class BlockLearner:
     def auxiliary_parameters(self) -> list[nn.Parameter]:
         """The objective's parameters that learn."""
         return self.updater.parameters[len(self.block_parameters) :]
+
+    def _constrain(self) -> None:
+        """Let modules with a method `constrain_()` bring their weights back to where they belong.
+
+        Once at the start, and after every update.
+        """
+        for module in self.chain.modules():
+            constrain = getattr(module, "constrain_", None)
+            if callable(constrain):
+                constrain()
 
     def _intake(self, step: int, shard: int, message: Message) -> Message:
         """What the block learns from at `step`; a subclass may take another message's place."""

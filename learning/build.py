@@ -36,6 +36,7 @@ class Program:
         output_shapes: of blocks 1..K, without batch.
         input_shape: of the network's input, without batch.
         target_shape: of a sample's labels: () or, for one a token, (T,).
+        subspace: rank of the subspace that the network's residual stream stays in, if it does.
     """
 
     rule: Rule
@@ -44,6 +45,7 @@ class Program:
     classes: int
     input_shape: tuple[int, ...] = ()
     target_shape: tuple[int, ...] = ()
+    subspace: int | None = None
 
     @property
     def blocks(self) -> int:
@@ -144,9 +146,12 @@ def build_block(
 
 def _codec(program: Program) -> Codec:
     """The codec of the run's messages; a residual stream of tokens has one width throughout."""
-    width = program.output_shapes[0][-1] if len(program.output_shapes[0]) == 2 else None
-    tokens = program.classes if program.target_shape else None
-    return make_codec(program.settings.codec, width=width, vocabulary=tokens)
+    return make_codec(
+        program.settings.codec,
+        width=program.output_shapes[0][-1],
+        rank=program.subspace,
+        vocabulary=program.classes if program.target_shape else None,
+    )
 
 
 def _learner(program: Program, k: int) -> tuple[type[BlockLearner], dict[str, int]]:

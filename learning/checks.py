@@ -15,6 +15,8 @@ from learning.messages import Message
 from learning.objectives import Told
 from learning.policies import check_update
 from learning.reconciling import ReconcilingBlock
+from learning.rules import BLL
+from learning.settings import SubspaceCodecSettings
 from learning.units import Unit
 
 
@@ -92,6 +94,8 @@ def _check_combinations(program: Program) -> None:
             f"this rule's loss compares all samples of a batch, but training.shards = "
             f"{settings.shards} shows a block only a part of it: set training.shards to 1"
         )
+    if isinstance(settings.codec, SubspaceCodecSettings):
+        _check_subspace(program)
     if isinstance(rule.credit, Delayed) and rule.credit.compensation and settings.shards > 1:
         raise UserError(
             f"rule.compensation needs the gradient of the whole batch, but training.shards = "
@@ -99,10 +103,27 @@ def _check_combinations(program: Program) -> None:
         )
 
 
+def _check_subspace(program: Program) -> None:
+    """What travels must be the residual stream, or a gradient that matters in the subspace only."""
+    rule = program.rule
+    if isinstance(rule.credit, Reconcile):
+        other = "this rule compares whole gradients"
+    elif rule.credit.broadcast:
+        other = "this rule sends errors of scores"
+    elif isinstance(rule, BLL) and rule.bootstrap.share:
+        other = f"rule.bootstrap.share = {rule.bootstrap.share:g} sends on posteriors"
+    else:
+        return
+    raise UserError(
+        f"codec.kind = subspace keeps of a message what lies in the residual stream's subspace, "
+        f"but {other}: use codec.kind = bfloat16"
+    )
+
+
 def _check_second_order(program: Program, blocks: Sequence[Sequence[Unit]], sample: Tensor) -> None:
     """Differentiate the penalty of every block once, on copies: some kernels cannot."""
-    message: Message = {"x": sample}
-    message["y"] = torch.zeros(len(sample), *program.target_shape, dtype=torch.long)
+    message: Message = {"x": sample[:2]}  # enough for batch statistics
+    message["y"] = torch.zeros(len(message["x"]), *program.target_shape, dtype=torch.long)
     step = program.settings.steps  # where the weight of the penalty is past its warm-up
     for k, units in enumerate(blocks, start=1):
         learner = build_block(program, k, copy.deepcopy(list(units)))

@@ -48,6 +48,11 @@ class DelayedBlock(BlockLearner):
         tensors = aside | dict(zip(self._names, stashed, strict=True))
         return functional_call(self.chain, tensors, x), stashed
 
+    def _send_along(self, step: int, shard: int, pending: Pending) -> Message:
+        if self.stash == "inputs":
+            pending.h = pending.h.new_empty(0)  # to be made again; its type is all that is needed
+        return super()._send_along(step, shard, pending)
+
     def receive(self, step: int, shard: int, origin: int, message: Message) -> list[Post]:
         if self.stash == "inputs":
             self._replay(step, shard)
@@ -111,11 +116,7 @@ class DelayedBlock(BlockLearner):
     def state_dict(self) -> dict[str, Tensor]:
         state = super().state_dict()
         for (step, shard), pending in self._pending.items():
-            x = pending.x.detach()
-            coded = {"x": x}
-            if self.index > 1:  # as it came: coding what was decoded gives the same codes
-                coded = self.codec.encode("x", x, pending.message.get("x.tokens"))
-            for name, tensor in {**coded, "y": pending.message["y"]}.items():
+            for name, tensor in pending.message.items():
                 state[f"pending.{step}.{shard}.{name}"] = tensor
         for step, stashed in self._stashed.items():
             for name, tensor in zip(self._names, stashed, strict=True):

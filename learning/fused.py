@@ -25,6 +25,8 @@ class FusedUpdater(Updater):
     Its observer is called once a parameter, with that one gradient.
     """
 
+    _updated = False  # whether any parameter was stepped since the last `step`
+
     def backward(
         self,
         output: Tensor,
@@ -75,6 +77,7 @@ class FusedUpdater(Updater):
             if self.observer is not None:
                 self.observer({self.names[i]: parameter.grad})
             self._advance(self._optimizers[i], step)
+            self._updated = True
 
         return complete
 
@@ -84,8 +87,10 @@ class FusedUpdater(Updater):
     def end_shard(self, moments: Sequence[Tensor | None] | None = None) -> None:
         """Nothing is left to add up."""
 
-    def step(self, step: int) -> None:
+    def step(self, step: int) -> bool:
         """Nothing is left to do: `backward` updated each parameter."""
+        updated, self._updated = self._updated, False
+        return updated
 
     def _divide(self, parameters: int) -> list[range]:
         return [range(i, i + 1) for i in range(parameters)]

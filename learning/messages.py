@@ -62,6 +62,9 @@ def outgoing(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().view(-1).view(tensor.shape)
 
 
+_EMPTY = "-"  # no tensor is called so: stands for a message without tensors
+
+
 class InFlight:
     """Posts that are taken in a later step than they are sent in: a snapshot must hold them."""
 
@@ -79,10 +82,11 @@ class InFlight:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All posts by `<what>.<step>.<shard>.<origin>.<until>.<to>.<name>`."""
+        empty: Message = {_EMPTY: torch.empty(0)}  # of a unit without weights, say
         return {
             f"{key.what}.{key.step}.{key.shard}.{key.origin}.{until}.{to}.{name}": tensor
             for to, key, message, until in self._posts
-            for name, tensor in message.items()
+            for name, tensor in (message or empty).items()
         }
 
     def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
@@ -91,5 +95,7 @@ class InFlight:
         for full_name, tensor in state.items():
             what, step, shard, origin, until, to, name = full_name.split(".", 6)
             key = Key(what, int(step), int(shard), int(origin))
-            posts.setdefault((to, key, int(until)), {})[name] = tensor.to(device, copy=True)
+            message = posts.setdefault((to, key, int(until)), {})
+            if name != _EMPTY:
+                message[name] = tensor.to(device, copy=True)
         self._posts = [Post(to, key, m, until) for (to, key, until), m in posts.items()]

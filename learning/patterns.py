@@ -25,7 +25,8 @@ def fresh(unit: Unit) -> nn.Module:
         UserError: where a parameter of it cannot be drawn anew.
     """
     module = copy.deepcopy(unit.module)
-    for name, part in module.named_modules():
+    # Parts before what they are parts of, which may draw them in a way of its own.
+    for name, part in reversed(list(module.named_modules())):
         reset = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
         own = [n for n, _ in part.named_parameters(recurse=False)]
         if callable(reset):

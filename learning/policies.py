@@ -110,19 +110,21 @@ def make_codec(
     settings: CodecSettings,
     *,
     width: int | None = None,
+    rank: int | None = None,
     vocabulary: int | None = None,
-    seed: int = 0,
 ) -> Codec:
     """Build the codec of a run.
 
+    The subspace codec alone needs to know the network.
+
     Args:
         settings: which one.
-        width: D of the residual stream (B, T, D); only the subspace codec needs it.
-        vocabulary: number of tokens; only the subspace codec needs it.
-        seed: of the run; the subspace is a function of it.
+        width: D of the residual stream (B, T, D).
+        rank: of the subspace that the network's stream stays in, None without one.
+        vocabulary: number of tokens.
 
     Raises:
-        UserError: for a subspace without residual stream, or larger than it.
+        UserError: for the codec of a subspace that the network does not stay in.
     """
     if isinstance(settings, BFloat16CodecSettings):
         return BFloat16()
@@ -131,10 +133,11 @@ def make_codec(
     if isinstance(settings, Int8CodecSettings):
         return Int8()
     if isinstance(settings, SubspaceCodecSettings):
-        if width is None or vocabulary is None:
+        if width is None or rank is None or vocabulary is None:
             raise UserError(
-                "codec.kind = subspace needs a transformer with tokens and a residual stream, "
-                "which this network is not: use codec.kind = int8"
+                "codec.kind = subspace needs a network whose residual stream stays in a subspace: "
+                "set network.subspace to its rank, which network.kind = gpt has, or use codec.kind "
+                "= int8"
             )
-        return Subspace(width, settings.rank, vocabulary, seed)
+        return Subspace(width, rank, vocabulary)
     return Codec()

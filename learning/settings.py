@@ -136,10 +136,9 @@ class Int8CodecSettings(Settings):
 
 
 class SubspaceCodecSettings(Settings):
-    """Coordinates of a transformer's residual stream in a fixed subspace."""
+    """Coordinates of a residual stream in the subspace that `network.subspace` keeps it in."""
 
     kind: Literal["subspace"] = "subspace"
-    rank: int = Field(default=64, ge=1, description="dimensions of the subspace")
 
 
 CodecSettings = Annotated[

@@ -161,18 +161,21 @@ class Updater:
         self._shard = [None] * len(self.parameters)
 
     @torch.no_grad()
-    def step(self, step: int) -> None:
+    def step(self, step: int) -> bool:
         """Update with the mean over the global batch of all shards' gradients.
 
         Without any gradient, as in the first steps of a delayed rule, nothing changes: not the
         parameters, not the optimizer's state.
+
+        Returns:
+            Whether anything was updated.
         """
         sums = self._tree.total()
         gradients = {
             i: g / self.batch for i, g in enumerate(sums[: len(self.parameters)]) if g is not None
         }
         if self.optimizer is None or not gradients:
-            return
+            return False
         if self.proximal is not None:
             by_parameter = dict[Tensor, Tensor](
                 (self.parameters[i], g) for i, g in gradients.items()
@@ -187,6 +190,7 @@ class Updater:
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self._advance(self.optimizer, step)
+        return True
 
     def _advance(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Step one optimizer on its parameters' `grad`, and free those."""

@@ -26,6 +26,7 @@ from pydantic import BaseModel
 import blocklocal
 from benchmarks import records
 from blocklocal import cli
+from blocklocal.compare.study import Study
 from blocklocal.config import RunConfig, _models, known_keys, overlay
 from learning.rules import RULES, Local
 from learning.settings import AdamWSettings
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 CONFIGURATION = ROOT / "docs/configuration.md"
 RESULTS = ROOT / "benchmarks/results"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *RESULTS.glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *RESULTS.rglob("*.md")])
 
 QUICK = {
     "training.steps": 2,
@@ -217,7 +218,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_readme_commands_parse() -> None:
     found = {shlex.split(line)[1] for line in commands()}
-    assert found == {"train", "eval", "export", "plan", "timeline", "doctor"}
+    assert found == {"train", "eval", "export", "plan", "timeline", "compare", "doctor"}
     for line in commands():
         words = shlex.split(line, comments=True)[1:]
         cli.app.parse_args(words, exit_on_error=False, print_error=False)
@@ -229,12 +230,30 @@ def test_readme_commands_run(directory: Path, capsys: pytest.CaptureFixture[str]
         words = shlex.split(line.replace("$lr", "0.003"), comments=True)[1:]
         if words[0] == "doctor":  # needs Ray
             continue
-        if words[0] in ("train", "plan") and "--resume" not in words:
+        if words[0] in ("train", "plan", "compare") and "--resume" not in words:
             words += quick
         assert cli.main(words) == 0, (line, capsys.readouterr().err)
     assert (directory / "weights.safetensors").is_file()
     assert (directory / "runs/first/timeline.png").is_file()
     assert list(directory.glob("runs/lr-0.003-*"))
+    assert (directory / "studies/digits/report.md").is_file()
+
+
+def test_the_study_of_the_page_on_comparing(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs, and the table beside it has every key with its default."""
+    page = ROOT / "docs/compare.md"
+    (study,) = code_blocks(page, "yaml")
+    (directory / "examples/studies/widths.yaml").write_text(study)
+    assert cli.main(["compare", "examples/studies/widths.yaml", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("would run: ") == 2 * 2 * 2 * (3 + 1)
+    rows = re.findall(r"^\| (`.*?`) \| (.*?) \|", page.read_text(), re.MULTILINE)
+    keys = {key: default for keys, default in rows for key in re.findall(r"`(\w+)`", keys)}
+    assert list(keys) == list(Study.model_fields)
+    for name, info in Study.model_fields.items():
+        assert (keys[name] == "-") == info.is_required(), name
+    assert keys["seeds"] == f"`{list(Study.model_fields['seeds'].default)}`"
 
 
 # --- examples ---------------------------------------------------------------------------------
@@ -315,10 +334,10 @@ def test_contributing_says_where_rules_are_listed() -> None:
     assert all(len(kind) == 1 for kind in kinds) and len(set(kinds)) == len(RULES)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "decoupling"])
+@pytest.mark.parametrize("name", list(records.PAGES))
 def test_readme_shows_the_measured_results(name: str) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    page = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text(encoding="utf-8")
+    page = records.PAGES[name].read_text(encoding="utf-8")
     assert records.with_table(readme, name, page) == readme
     assert records.table_of(page).count("|") > 20
     assert records.with_table(readme, name, page.replace("| ", "| 9")) != readme

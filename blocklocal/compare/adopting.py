@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from blocklocal.compare.records import Record, same_settings
+from blocklocal.compare.records import CODE, Record, same_settings
 from blocklocal.compare.study import Combination
 from learning.errors import UserError
 
 LABELS = ("rule", "network", "blocks", "seed")
+PARTS = ("settings", "metrics")
+"""What a run must have."""
 
 
 def read_runs(path: Path) -> list[Record]:
@@ -34,14 +36,16 @@ def read_runs(path: Path) -> list[Record]:
         environment, content = content.get("environment") or {}, content["runs"]
     runs = content if isinstance(content, list) else [content]
     machine = {n: environment[n] for n in ("command", "processor", "cores") if n in environment}
-    code = environment.get("code") or {}
-    complete = [{"code": code, **machine, **run} for run in runs if isinstance(run, dict)]
-    for run in complete:
-        if not all(isinstance(run.get(part), dict) for part in ("settings", "metrics")):
+    complete = []
+    for run in runs:
+        if not isinstance(run, dict) or not all(isinstance(run.get(p), dict) for p in PARTS):
             raise UserError(
                 f"{path} holds something that is no run (no settings and metrics): give a file of "
                 "runs"
             )
+        code = run.get("code") or environment.get("code") or {}
+        kept = {name: code.get(name) for name in CODE}
+        complete.append({**machine, **run, "code": kept})
     return complete
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from orchestrator.files import replace_file
 from orchestrator.version import code_version
 
 TORCH = str(torch.__version__)
+INTERRUPTED = 130  # the exit code after Ctrl-C
 
 
 @dataclass
@@ -56,6 +58,23 @@ class Comparison:
         directory = directory or study.directory or Path("studies") / study.name
         check_directory(directory, study.name)
         return cls(study, combinations, directory, _command(path, words))
+
+    def complete(self, workers: int | None, console: Console) -> int:
+        """Run all that is missing; returns the exit code.
+
+        Raises:
+            UserError: before anything starts, when something could not be run.
+        """
+        jobs = self.missing()
+        self.check(jobs)
+        try:
+            failures = self.run(jobs, workers, console) if jobs else []
+        except KeyboardInterrupt:
+            print("blocklocal: interrupted; the same command goes on", file=sys.stderr)
+            return INTERRUPTED
+        for failure in failures:
+            print(f"blocklocal: {failure.label}: {failure.error}", file=sys.stderr)
+        return 1 if failures else 0
 
     def check(self, jobs: Sequence[Job]) -> None:
         """Check that all jobs could run, with their data and networks.

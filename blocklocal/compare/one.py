@@ -19,7 +19,7 @@ import torch
 
 from actors.operations import Span
 from blocklocal.clusters import cluster
-from blocklocal.compare.records import run_settings
+from blocklocal.compare.records import CODE, run_settings
 from blocklocal.config import RunConfig, make_config
 from blocklocal.costs import measure_costs
 from blocklocal.preparation import Prepared, prepare
@@ -117,9 +117,8 @@ def costs_one(config: RunConfig, say: Say) -> dict[str, Any]:
 def _made() -> dict[str, Any]:
     """What code made a record, on what machine."""
     version = code_version()
-    kept = ("package", "git_commit", "git_dirty", "python", "torch")
     return {
-        "code": {name: version[name] for name in kept},
+        "code": {name: version[name] for name in CODE},
         "processor": processor(),
         "cores": version["cpu_count"],
     }

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learning.errors import UserError
+from learning.subspace import project_
 
 _STD = 0.02
 _BASE = 10_000.0
@@ -96,8 +97,10 @@ class TransformerBlock(nn.Module):
         dropout: float = 0.0,
         causal: bool = False,
         rotary: Rotary | None = None,
+        subspace: int | None = None,
     ) -> None:
         super().__init__()
+        self.subspace = subspace
         self.norm1 = norm(width)
         self.attention = SelfAttention(
             width, heads, dropout=dropout, bias=bias, causal=causal, rotary=rotary
@@ -109,6 +112,14 @@ class TransformerBlock(nn.Module):
     def forward(self, x_BTC: Tensor) -> Tensor:
         x_BTC = x_BTC + self.dropout(self.attention(self.norm1(x_BTC)))
         return x_BTC + self.dropout(self.mlp(self.norm2(x_BTC)))
+
+    def constrain_(self) -> None:
+        """Keep what is added to the stream in the subspace of rank `subspace`, if there is one."""
+        if self.subspace is None:
+            return
+        for writer in (self.attention.out, self.mlp.down):
+            for parameter in writer.parameters():
+                project_(parameter, self.subspace)
 
 
 def check_heads(width: int, heads: int) -> None:

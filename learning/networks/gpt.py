@@ -20,6 +20,7 @@ from learning.networks.attention import (
     learned_positions,
 )
 from learning.settings import Settings
+from learning.subspace import FixedEmbedding, project_
 
 
 class GPTSettings(Settings):
@@ -39,6 +40,9 @@ class GPTSettings(Settings):
     causal: bool = Field(default=True, description="no token sees the ones after it")
     tied: bool = Field(default=False, description="embedding and unembedding are one matrix")
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    subspace: int | None = Field(
+        default=None, ge=1, description="rank of the subspace that the residual stream stays in"
+    )
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Build for `input_shape` = (T,) tokens of a vocabulary of `classes`."""
@@ -48,6 +52,7 @@ class GPTSettings(Settings):
                 "text or reversal, or another network.kind"
             )
         check_heads(self.width, self.heads)
+        self._check_subspace()
         size = self.width // self.heads
         if self.positions == "rotary" and size % 2:
             raise UserError(
@@ -70,6 +75,7 @@ class GPTSettings(Settings):
                 causal=self.causal,
                 # One a block, or the tables would be tensors that several blocks own.
                 rotary=Rotary(context, size) if self.positions == "rotary" else None,
+                subspace=self.subspace,
             )
         head = _TokenHead(self.width, classes)
         units["head"] = head
@@ -79,9 +85,33 @@ class GPTSettings(Settings):
             head.unembed.weight = embed.tokens.weight
         return model
 
+    def _check_subspace(self) -> None:
+        if self.subspace is None:
+            return
+        if self.subspace > self.width:
+            raise UserError(
+                f"network.subspace = {self.subspace} is above network.width = {self.width}: use a "
+                f"rank up to {self.width}; far below, say {max(1, self.width // 8)}, it compresses"
+            )
+        if self.dropout:
+            raise UserError(
+                f"network.dropout = {self.dropout} drops single features of the residual stream, "
+                f"which then leaves the subspace of network.subspace = {self.subspace}: set "
+                "network.dropout = 0 or network.subspace = null"
+            )
+        if self.tied:
+            raise UserError(
+                f"network.subspace = {self.subspace} keeps learned embeddings in a subspace, and "
+                "network.tied = true would keep the unembedding there too: set network.tied = "
+                "false or network.subspace = null"
+            )
+
 
 class _Embedding(nn.Module):
-    """Tokens, learned positions if any, dropout: int64 (B, T) to (B, T, C)."""
+    """Tokens, learned positions if any, dropout: int64 (B, T) to (B, T, C).
+
+    With a subspace, a fixed part too, and the learned ones stay in it.
+    """
 
     def __init__(self, settings: GPTSettings, vocabulary: int, context: int) -> None:
         super().__init__()
@@ -89,12 +119,24 @@ class _Embedding(nn.Module):
         learned = settings.positions == "learned"
         self.positions = learned_positions(context, settings.width) if learned else None
         self.dropout = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
+        self.fixed = None
+        if settings.subspace is not None:
+            self.fixed = FixedEmbedding(settings.width, settings.subspace, vocabulary)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         x_BTC = self.tokens(tokens_BT)
         if self.positions is not None:
             x_BTC = x_BTC + self.positions[: tokens_BT.shape[1]]
+        if self.fixed is not None:
+            x_BTC = x_BTC + self.fixed(tokens_BT)
         return self.dropout(x_BTC)
+
+    def constrain_(self) -> None:
+        """Keep what is learned in the subspace, if there is one."""
+        if self.fixed is not None:
+            for learned in (self.tokens.weight, self.positions):
+                if learned is not None:
+                    project_(learned, self.fixed.rank, -1)
 
 
 class _TokenHead(nn.Module):

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from learning.errors import UserError
 from learning.heads import HeadSettings, make_head
 from learning.objectives import Objective
 from learning.reconstruction import DenseDecoder, ImageDecoder, InformedClassifier
@@ -33,6 +34,11 @@ class InfoPro(Rule):
     kind: Literal["infopro"] = "infopro"
     lambda1: Ends = Field(default=(5.0, 0.5), description="weight of the reconstruction")
     lambda2: Ends = Field(default=(0.5, 1.0), description="weight of the classification")
+    contrast: Literal["ce", "supcon"] = Field(
+        default="ce", description="the second term: cross-entropy, or supervised contrast"
+    )
+    temperature: float = Field(default=0.07, gt=0, description="of the supervised contrast")
+    features: int = Field(default=128, ge=1, description="that the supervised contrast compares")
     decoder: DecoderSettings = DecoderSettings()
     head: HeadSettings = HeadSettings()
 
@@ -42,7 +48,16 @@ class InfoPro(Rule):
         first, second = ((1 - way) * a + way * b for a, b in (self.lambda1, self.lambda2))
         return first, second
 
+    @property
+    def batch_coupled(self) -> bool:
+        return self.contrast == "supcon"
+
     def objective(self, site: Site) -> Objective | None:
+        if site.target_shape and self.contrast == "supcon":
+            raise UserError(
+                "rule.contrast = supcon compares samples that have one label each, not one a "
+                "token: use rule.contrast = ce"
+            )
         head = make_head(self.head, site.shape, site.classes, site.target_shape)
         weights = self.weights(site.index, site.last)
         decoder = None
@@ -50,4 +65,9 @@ class InfoPro(Rule):
             decoder = ImageDecoder(site.shape[0], site.input_shape, self.decoder.channels)
         elif weights[0]:
             decoder = DenseDecoder(site.shape, site.input_shape, self.decoder.width)
-        return InformedClassifier(head, decoder, weights)
+        projection = None
+        if self.contrast == "supcon":
+            projection = make_head(self.head, site.shape, self.features)
+        return InformedClassifier(
+            head, decoder, weights, projection=projection, temperature=self.temperature
+        )

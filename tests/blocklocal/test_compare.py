@@ -15,6 +15,7 @@ import pytest
 
 from blocklocal import cli
 from blocklocal.compare.command import TORCH
+from blocklocal.compare.records import locked
 from tests.blocklocal.helpers import SCRIPT, command, sentence
 from tests.blocklocal.studies import TINY, kept, write_study
 
@@ -249,8 +250,6 @@ def test_an_interrupt_keeps_what_is_finished(capsys: Capture, here: Path) -> Non
 
 
 def test_two_at_once(capsys: Capture, study: Path) -> None:
-    from blocklocal.compare.records import locked
-
     with locked(DIRECTORY):
         said = sentence(capsys, "compare", "study.yaml")
     assert said.startswith("another blocklocal compare works in studies/tiny: wait until it ends")

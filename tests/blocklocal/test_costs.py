@@ -15,6 +15,8 @@ from blocklocal.costs import Costs, measure_costs
 from blocklocal.meters import FlopMeter
 from blocklocal.preparation import Prepared, prepare
 from learning.data import arrays_dataset
+from learning.errors import UserError
+from learning.rules import RULES
 
 BATCH = 4
 FORWARD = BATCH * 5 * 4 + BATCH * 8  # h (4, 5) in float32, y (4,) in int64
@@ -119,6 +121,18 @@ def test_the_network_stays_as_it_is() -> None:
     first, second = measure_costs(run), measure_costs(run)
     assert first == second
     assert all(torch.equal(t, before[name]) for name, t in run.model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [rule.model_fields["kind"].default for rule in RULES])
+def test_every_rule_can_be_counted(kind: str) -> None:
+    try:
+        run = prepared({"kind": kind})
+    except UserError as error:
+        pytest.skip(str(error))  # it needs another network
+    found = measure_costs(run)
+    assert found.extra_parameters >= 0 and found.backprop_flops == BACKPROP_FLOPS
+    assert found.flops > BACKPROP_FLOPS / 2
+    assert found.bytes_forward >= FORWARD
 
 
 def test_operations_are_counted_as_torch_counts_them() -> None:

@@ -132,7 +132,7 @@ def test_a_tree_lays_the_kind_first(here: Path) -> None:
         ),
         (
             {"rules": {"backprop": [], "local": ["data.path=no.npz"]}},
-            "local: cannot read no.npz",
+            "local: there is no file no.npz: give the path of an .npz file",
         ),
         (
             {"split": "validation", "rules": {"backprop": ["data.validation=0"]}},
@@ -161,6 +161,8 @@ def test_bad_words(capsys: Capture, here: Path) -> None:
     assert said.startswith("backprop: unknown setting optimiser")
     said = refused(capsys, "compare", "study.yaml", "--workers", "0")
     assert said == "--workers = 0 is not possible: give 1 or more"
+    said = refused(capsys, "compare", "study.yaml", "--report", "--dry-run")
+    assert said == "--adopt, --report and --dry-run do not go together: give one of them"
 
 
 def test_directories_of_something_else(capsys: Capture, here: Path) -> None:

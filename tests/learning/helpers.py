@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -13,16 +13,20 @@ from learning.build import Program
 from learning.credit import Hop
 from learning.heads import PooledLinear
 from learning.learner import LearnerSettings
+from learning.messages import Post
 from learning.objectives import AuxiliaryClassifier, Objective
 from learning.rules import Rule
 from learning.rules.base import Site
 from learning.sequential import SequentialEngine
 from learning.settings import (
+    CodecSettings,
     ConstantSchedule,
+    Float32CodecSettings,
     OptimizerSettings,
     PrecisionSettings,
     ScheduleSettings,
     SGDSettings,
+    UpdateSettings,
 )
 from learning.units import Chain, Unit, split, units_of
 
@@ -56,10 +60,14 @@ def learner_settings(
     batch: int = 4,
     shards: int = 1,
     steps: int = 10,
+    update: UpdateSettings = UpdateSettings(),
+    codec: CodecSettings = Float32CodecSettings(),
 ) -> LearnerSettings:
     """Settings of a learner; float64 and plain SGD unless told."""
     schedule = schedule or ConstantSchedule()
-    return LearnerSettings(optimizer, schedule, precision, seed, batch, shards, steps)
+    return LearnerSettings(
+        optimizer, schedule, precision, seed, batch, shards, steps, update, codec
+    )
 
 
 def mlp(seed: int, *, norm: bool = False, dropout: float = 0.0) -> nn.Sequential:
@@ -158,6 +166,26 @@ def gradients_of(
     for block in engine.blocks:
         block.updater.observer = None
     return got
+
+
+def posts_of(
+    engine: SequentialEngine, step: int, shard_of: Callable[[int, int], tuple[Tensor, Tensor]]
+) -> list[Post]:
+    """Run a step; returns what the learners sent each other, in order."""
+    sent: list[Post] = []
+    deliver = engine._post
+
+    def post(posts: Iterable[Post]) -> None:
+        some = list(posts)
+        sent.extend(p for p in some if p.key.what != "x" or p.to != "block1")
+        deliver(some)
+
+    engine._post = post  # type: ignore[method-assign]
+    try:
+        engine.train_step(step, shard_of)
+    finally:
+        del engine._post
+    return sent
 
 
 def parts_of(engine: SequentialEngine) -> list[tuple[nn.Module, nn.Module | None]]:

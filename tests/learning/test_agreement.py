@@ -1,4 +1,4 @@
-"""The cosine between a rule's updates and backprop's: oracles, by hand, and without side effects."""
+"""The cosine between a rule's updates and backprop's: oracles, by hand, no side effects."""
 
 from __future__ import annotations
 

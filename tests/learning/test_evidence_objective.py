@@ -13,7 +13,7 @@ from learning.block import BlockLearner
 from learning.credit import LOCAL
 from learning.errors import UserError
 from learning.latents import LatentKind
-from learning.objectives import Bootstrap, Evidence
+from learning.objectives import Bootstrap, Evidence, Told
 from learning.readout import LatentSettings, Readout
 from learning.units import Unit
 from tests.learning.helpers import learner_settings
@@ -36,7 +36,7 @@ def test_unit_gaussian_evidence_is_a_linear_classifier():
     h, b, c = random(5, 4), random(3, 4, seed=1), random(3, seed=2)
     tensors = [t.requires_grad_() for t in (h, b, c)]
     expected = linear_loss(h, b, c, 0.7)
-    assessment = Evidence(RAW, (4,)).double()(h, Y, {"b": b[..., None], "c": c})
+    assessment = Evidence(RAW, (4,)).double()(h, Told(Y, {"b": b[..., None], "c": c}))
     torch.testing.assert_close(assessment.loss, expected, rtol=1e-12, atol=1e-12)
     got = torch.autograd.grad(assessment.loss, tensors)
     want = torch.autograd.grad(expected, tensors)
@@ -50,7 +50,7 @@ def test_the_readout_message_is_constant_and_is_what_was_scored():
     h = random(5, 4).requires_grad_()
     objective = Evidence(LatentSettings(kind="gaussian-learned"), (4,)).double()
     b = torch.stack((random(3, 4), -torch.ones(3, 4, dtype=torch.float64)), dim=-1)
-    readout = objective(h, Y, {"b": b, "c": random(3)}).readout
+    readout = objective(h, Told(Y, {"b": b, "c": random(3)})).readout
     assert readout is not None and torch.equal(readout["y"], Y)
     assert not readout["a"].requires_grad
     assert torch.equal(readout["a"], objective.readout(h).detach())
@@ -103,9 +103,9 @@ def test_states_must_divide_the_features():
         Readout(LatentSettings(kind="categorical", states=4), (6,))
 
 
-def test_activations_of_two_dimensions_are_refused():
-    with pytest.raises(UserError, match=r"\(7, 5\)"):
-        Readout(LatentSettings(), (7, 5))
+def test_activations_of_four_dimensions_are_refused():
+    with pytest.raises(UserError, match=r"\(2, 3, 7, 5\): cut the network at another unit"):
+        Readout(LatentSettings(), (2, 3, 7, 5))
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "bernoulli", "categorical"])
@@ -160,8 +160,8 @@ def test_a_block_sends_on_its_own_output_once_the_share_is_zero():
     identity = [Unit("same", nn.Identity())]
     learner = BlockLearner(1, 2, identity, objective, LOCAL, learner_settings(batch=5))
     for step, expected in ((0, h + feedback["b"][Y][..., 0]), (10, h)):
-        on = learner.forward(step, 0, {"x": h, "y": Y}, feedback)
-        assert on is not None and torch.equal(on["x"], expected)
+        (on,) = learner.forward(step, 0, {"x": h, "y": Y}, feedback)
+        assert torch.equal(on.message["x"], expected)
 
 
 def test_full_share_sends_on_the_posterior_of_the_right_label():

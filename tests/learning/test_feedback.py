@@ -12,8 +12,9 @@ from torch import Tensor
 from learning.errors import NonFiniteLossError
 from learning.feedback import FeedbackLearner, FeedbackModule, FeedbackSettings, table_step
 from learning.latents import LatentKind, label_loss, make_family
-from learning.messages import Message
+from learning.messages import Key, Message
 from learning.settings import AdamWSettings, SGDSettings
+from learning.tables import EvidenceLoss
 from tests.learning.helpers import PLAIN_SGD, assert_same_bits, learner_settings
 
 CLASSES, UNITS, STATES, ABOVE, BATCH = 3, 2, 3, 5, 8
@@ -29,6 +30,7 @@ def make(
     delay: int = 0,
     shards: int = 1,
     seed: int = 0,
+    index: int = 1,
     optimizer: SGDSettings | AdamWSettings = PLAIN_SGD,
 ) -> FeedbackLearner:
     """A learner whose plain SGD step of rate 1 is minus the gradient of the mean loss."""
@@ -44,7 +46,8 @@ def make(
         )
         torch.nn.init.normal_(module.bias)
     settings = learner_settings(batch=BATCH, shards=shards, optimizer=optimizer)
-    return FeedbackLearner(1, module, TEMPERATURE, delay, settings)
+    loss = EvidenceLoss(family, TEMPERATURE)
+    return FeedbackLearner(index, module, loss, delay, chain, settings)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -128,8 +131,11 @@ def test_direct_gaussian_feedback_by_hand():
 
 
 def test_the_message_is_the_family_s_table_and_constant():
-    learner = make("gaussian-learned", chain=True)
-    message, above = learner.forward(0, upstream(True))
+    learner = make("gaussian-learned", chain=True, index=2)
+    table, below = learner.forward(0, upstream(True))
+    assert (table.to, table.key) == ("block2", Key("table", 0))
+    assert (below.to, below.key) == ("feedback1", Key("raw", 0))
+    message, above = table.message, below.message
     assert message["b"].shape == (CLASSES, UNITS, 2) and message["c"].shape == (CLASSES,)
     assert (message["b"][..., 1] < 0).all()
     assert torch.equal(learner.module.family.feedback(above["raw"]), message["b"])
@@ -202,12 +208,12 @@ def test_pending_tables_are_those_still_to_be_used(delay, first, last):
     learner = make(delay=delay)
     sent: dict[int, Message] = {}
     for step in range(6):
-        sent[step] = learner.forward(step, None)[0]
+        sent[step] = learner.forward(step, None)[0].message
         with torch.no_grad():
             learner.module.bias += 1  # so that tables differ
         if step == 0:
-            assert [i for i, _ in learner.pending_tables(1)] == first
-    pending = dict(learner.pending_tables(6))
+            assert [post.key.step for post in learner.in_flight.from_step(1)] == first
+    pending = {post.key.step: post.message for post in learner.in_flight.from_step(6)}
     assert list(pending) == last
     assert {table_step(t, delay) for t in range(6, 20)} & set(range(6)) == set(last)
     for step, message in pending.items():
@@ -221,7 +227,7 @@ def test_state_round_trip_continues_bit_for_bit(optimizer):
         step_once(learner, readout("gaussian", step), upstream(True, step), step)
     state = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
     assert {n for n in state if n.startswith("sent.")} == {
-        f"sent.{i}.{n}" for i in (1, 2) for n in ("b", "c")
+        f"sent.table.{i}.0.0.{i + 2}.block1.{n}" for i in (1, 2) for n in ("b", "c")
     }
     kept = {name: tensor.clone() for name, tensor in state.items()}
     other = make(chain=True, delay=2, optimizer=optimizer, seed=1)

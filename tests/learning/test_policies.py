@@ -34,18 +34,20 @@ def test_every_kind_has_its_codec(kind: str, codec: type[Codec]) -> None:
 
 
 def test_the_subspace_knows_the_stream() -> None:
-    codec = make_codec(SubspaceCodecSettings(rank=3), width=8, vocabulary=5, seed=1)
+    codec = make_codec(SubspaceCodecSettings(), width=8, rank=3, vocabulary=5)
     assert isinstance(codec, Subspace)
-    assert codec.basis.shape == (8, 3) and codec.table.shape == (5, 8)
+    assert (codec.width, codec.rank) == (8, 3) and codec.table.shape == (5, 8)
 
 
-def test_a_subspace_needs_a_transformer() -> None:
-    with pytest.raises(UserError, match=r"needs a transformer .* use codec.kind = int8"):
-        make_codec(SubspaceCodecSettings(), width=8)
+@pytest.mark.parametrize("missing", ["width", "rank", "vocabulary"])
+def test_a_subspace_needs_a_network_that_stays_in_it(missing: str) -> None:
+    known = {"width": 8, "rank": 3, "vocabulary": 5} | {missing: None}
+    with pytest.raises(UserError, match=r"set network.subspace .* or use codec.kind = int8"):
+        make_codec(SubspaceCodecSettings(), **known)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kind": "int4"}, {"kind": "int8", "rank": 3}, {"kind": "subspace", "rank": 0}]
+    "wrong", [{"kind": "int4"}, {"kind": "int8", "rank": 3}, {"kind": "subspace", "rank": 4}]
 )
 def test_unknown_codecs_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

@@ -20,14 +20,17 @@ from learning.networks import MLPSettings, NetworkSettings, build_network
 from learning.rules import Local, Rule
 from learning.settings import (
     AdamWSettings,
+    CodecSettings,
+    Float32CodecSettings,
     OneCycleSchedule,
     OptimizerSettings,
     PrecisionSettings,
     ScheduleSettings,
+    UpdateSettings,
 )
 from learning.units import Unit, units_of
 from orchestrator.engine import RayEngine
-from orchestrator.events import Event, SnapshotTaken, Worked
+from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.inline import InlineEngine
 from orchestrator.plan import BlocksSettings, Plan, make_plan
 from orchestrator.program import Calendar
@@ -40,6 +43,7 @@ CALENDAR = Calendar(
     {"validation": 2, "test": 3},
 )
 EVALUATION_BATCH = 8
+Told = StepDone | Evaluated | SnapshotTaken
 BATCH = 16
 
 torch.set_num_threads(1)
@@ -66,6 +70,8 @@ class Case:
     optimizer: OptimizerSettings = AdamWSettings(lr=0.01)
     schedule: ScheduleSettings = OneCycleSchedule()
     precision: PrecisionSettings = PrecisionSettings()
+    update: UpdateSettings = UpdateSettings()
+    codec: CodecSettings = Float32CodecSettings()
     augment: AugmentSettings = AugmentSettings(flip=True, crop=1)
     data: Dataset = field(default_factory=images)
     cpus: float = 0.5
@@ -89,6 +95,8 @@ class Case:
             BATCH,
             self.shards,
             self.steps,
+            self.update,
+            self.codec,
         )
         shapes = tuple(block.output_shape for block in plan.blocks)
         return Program(self.rule, settings, shapes, classes), plan, plan.units_of_blocks(units)
@@ -137,7 +145,7 @@ def inline_engine(case: Case) -> Iterator[InlineEngine]:
         engine.close()
 
 
-def told(events: Iterable[Event]) -> list[Event]:
+def told(events: Iterable[Event]) -> list[Told]:
     """What an engine says about the run, without what it says about time."""
     return [event for event in events if not isinstance(event, Worked)]
 
@@ -148,7 +156,7 @@ def snapshot_of(events: Sequence[Event], step: int) -> SnapshotTaken:
     return found
 
 
-def differences(left: Sequence[Event], right: Sequence[Event]) -> list[str]:
+def differences(left: Sequence[Told], right: Sequence[Told]) -> list[str]:
     """Where two runs differ in any bit: event, learner and tensor."""
     found = [] if len(left) == len(right) else [f"{len(left)} and {len(right)} events"]
     for a, b in zip(left, right, strict=False):
@@ -173,7 +181,11 @@ def _flat(snapshot: SnapshotTaken) -> dict[str, torch.Tensor]:
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     alike = a.dtype == b.dtype and a.shape == b.shape
-    return alike and a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()
+    return alike and _bytes(a) == _bytes(b)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()  # also of bfloat16
 
 
 def handles(engine: RayEngine) -> dict[str, Any]:

@@ -35,13 +35,21 @@ from learning.rules import (
     TargetAlignment,
 )
 from learning.rules.bll import BootstrapSettings
-from learning.settings import AdamWSettings, PrecisionSettings, SGDSettings
+from learning.settings import (
+    AdamWSettings,
+    BFloat16CodecSettings,
+    Int8CodecSettings,
+    PrecisionSettings,
+    SGDSettings,
+    UpdateSettings,
+)
 from orchestrator.engine import RayEngine
-from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone
+from orchestrator.events import Evaluated, SnapshotTaken, StepDone
 from tests.orchestrator.engines import (
     CALENDAR,
     STEPS,
     Case,
+    Told,
     differences,
     handles,
     inline_engine,
@@ -67,6 +75,8 @@ DIRECT = BLL(
     feedback=FeedbackSettings(kind="direct", optimizer=AdamWSettings(lr=0.02)),
     bootstrap=BOOTSTRAP,
 )
+INT8 = Int8CodecSettings()
+PROXIMAL = UpdateSettings(proximal=1.0)
 CONV = Local(head=HeadSettings(kind="conv", width=4, pool=3))
 
 CASES = {
@@ -94,6 +104,11 @@ CASES = {
     "alignment, sign-symmetric, no norm": Case(Alignment(map="sign-symmetric"), PLAIN),
     "dfa, batch norm": Case(DirectAlignment(), RESNET, at=("layer1", "layer2"), shards=2),
     "drtp, batch norm": Case(TargetAlignment(), BATCH_NORM, shards=2),
+    "interlocking, int8, batch norm": Case(Interlocking(), RESNET, shards=2, at=TWO, codec=INT8),
+    "delayed, bfloat16, proximal, batch norm": Case(
+        DelayedGradients(), BATCH_NORM, shards=2, codec=BFloat16CodecSettings(), update=PROXIMAL
+    ),
+    "local, fused, batch norm": Case(Local(), DROPOUT, at=TWO, update=UpdateSettings(fused=True)),
 }
 WINDOWS = {name: (1, 4, 2, 3)[i % 4] for i, name in enumerate(CASES)}
 RESUMED = [name for name in CASES if name.endswith("batch norm")]
@@ -103,12 +118,12 @@ BY_OTHERS = {"bll, delay auto, batch norm": 4, "bll, direct, batch norm": 1}  # 
 class Runs(NamedTuple):
     """What the Ray engine said from step 0 on and, where it was resumed, from step 25 on."""
 
-    undisturbed: list[Event]
-    resumed: list[Event]
+    undisturbed: list[Told]
+    resumed: list[Told]
 
 
 @cache
-def sequential(name: str) -> list[Event]:
+def sequential(name: str) -> list[Told]:
     """The undisturbed run of a case in the sequential engine."""
     with inline_engine(CASES[name]) as engine:
         return told(engine.train(range(STEPS), CALENDAR))
@@ -128,13 +143,13 @@ def on_ray(name: str) -> Runs:
     return Runs(undisturbed, resumed)
 
 
-def second_run(engine: RayEngine, before: list[Event]) -> list[Event]:
+def second_run(engine: RayEngine, before: list[Told]) -> list[Told]:
     """Go on at step 25 from a run's snapshot."""
     engine.load(snapshot_of(before, 24).state, 25)
     return told(engine.train(range(25, STEPS), CALENDAR))
 
 
-def second_half(events: list[Event]) -> list[Event]:
+def second_half(events: list[Told]) -> list[Told]:
     return [event for event in events if event.step > 24]
 
 
@@ -157,7 +172,7 @@ def test_one_flipped_bit_of_one_message_is_found() -> None:
 
     def flip(shell: Any) -> None:
         from actors.mailbox import Mailbox
-        from actors.operations import Key
+        from learning.messages import Key
 
         class Flipping(Mailbox):
             def put(self, key: Key, message: dict[str, torch.Tensor]) -> None:

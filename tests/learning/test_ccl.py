@@ -1,0 +1,138 @@
+"""Counter-current learning: its loss by hand, who learns from it, and its state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from learning.checks import check_program
+from learning.countercurrent import CounterCurrent
+from learning.errors import UserError
+from learning.feedback import FeedbackSettings
+from learning.objectives import Told
+from learning.readout import LatentSettings
+from learning.rules import CounterCurrentLearning
+from learning.rules.ccl import PoolingSettings
+from learning.tables import CosineLoss
+from tests.learning.helpers import batch_of, gradients_of, mlp, shards_of, train
+from tests.learning.local_rules import assert_goes_on, assessed, engine_of, random, tokens_of
+
+Y = torch.tensor([0, 2, 1, 2, 0])
+PLAIN = PoolingSettings(normalization="none")
+
+
+def by_hand(a: list[list[float]], rows: list[list[float]], y: list[int]) -> float:
+    """The mean over all pairs, the sum written out, in plain Python."""
+
+    def cosine(u: list[float], v: list[float]) -> float:
+        return sum(p * q for p, q in zip(u, v, strict=True)) / math.hypot(*u) / math.hypot(*v)
+
+    terms = [
+        (cosine(a[i], rows[y[j]]) - (y[i] == y[j])) ** 2
+        for i in range(len(y))
+        for j in range(len(y))
+    ]
+    return sum(terms) / len(y) ** 2
+
+
+def loss_of(a: Tensor, rows: Tensor, y: Tensor) -> Tensor:
+    """The same with tensors: the N x N matrix that the loss never makes."""
+    a = a / a.norm(dim=-1, keepdim=True)
+    b = rows[y] / rows[y].norm(dim=-1, keepdim=True)
+    return (a @ b.T - (y[:, None] == y).to(a.dtype)).square().mean()
+
+
+def test_the_loss_by_hand():
+    a, rows = random(5, 4), random(3, 4, seed=1)
+    table = {"b": rows[..., None], "c": torch.zeros(3, dtype=torch.float64)}
+    loss, scores = CosineLoss()(a[..., None], table, Y)
+    assert float(loss) / 5 == pytest.approx(by_hand(a.tolist(), rows.tolist(), Y.tolist()))
+    torch.testing.assert_close(loss / 5, loss_of(a, rows, Y))
+    torch.testing.assert_close(scores, torch.cosine_similarity(a[:, None], rows[None], dim=-1))
+
+
+def test_labels_that_are_not_in_the_batch_have_no_gradient():
+    a, rows = random(5, 4), random(4, 4, seed=1).requires_grad_()
+    loss, _ = CosineLoss()(a[..., None], {"b": rows[..., None]}, Y)
+    (gradient,) = torch.autograd.grad(loss, rows)
+    assert not gradient[3].any() and gradient[:3].abs().min() > 0
+
+
+def test_the_block_learns_against_a_constant_table():
+    objective = CounterCurrent(LatentSettings(normalization="none"), (4,)).double()
+    h, rows = random(5, 4), random(3, 4, seed=1).requires_grad_()
+    table = {"b": rows[..., None].detach(), "c": torch.zeros(3, dtype=torch.float64)}
+    assessment, gradient = assessed(objective, h, Told(Y, table))
+    h = h.requires_grad_()
+    torch.testing.assert_close(gradient / 5, torch.autograd.grad(loss_of(h, rows, Y), h)[0])
+    assert assessment.readout is not None
+    assert torch.equal(assessment.readout["a"][..., 0], h.detach())
+
+
+@pytest.mark.parametrize("kind", ["chain", "direct"])
+def test_both_networks_learn_from_the_same_loss(kind):
+    """In lockstep: the block's gradient and the module's are those of one loss, by hand."""
+    feedback = FeedbackSettings(kind=kind, delay=0)
+    engine = engine_of(CounterCurrentLearning(pooling=PLAIN, feedback=feedback))
+    x, y = batch_of(0)
+    modules = {k: f.module for k, f in engine.feedback.items()}
+    tables = {2: modules[2](None)}
+    tables[1] = modules[1](tables[2].detach() if kind == "chain" else None)
+    wanted: dict[int, Tensor] = {}
+    rows: dict[int, Tensor] = {}
+    for k, block in enumerate(engine.blocks[:-1], start=1):
+        x = block.chain(x.detach())
+        loss = loss_of(x, tables[k][..., 0], y)
+        layer = modules[k].layers[-1].weight
+        wanted[k], rows[k] = torch.autograd.grad(loss, (block.chain.units[0].weight, layer))
+    learned: dict[int, dict[str, Tensor]] = {1: {}, 2: {}}
+    for k, learner in engine.feedback.items():
+        learner.updater.observer = lambda g, into=learned[k]: into.update(
+            {n: t.clone() for n, t in g.items()}
+        )
+    got = gradients_of(engine, 0, shards_of())
+    for k, first in ((1, "0.0.weight"), (2, "1.0.weight")):
+        torch.testing.assert_close(got[k][first], wanted[k])
+        torch.testing.assert_close(
+            learned[k][f"layers.{len(modules[k].layers) - 1}.weight"], rows[k]
+        )
+        assert "bias" not in learned[k]  # the label bias has no part in it
+
+
+def test_tokens_are_samples_of_the_mean():
+    objective = CounterCurrent(
+        LatentSettings(normalization="none"), (5, 4), per_token=True
+    ).double()
+    y = torch.arange(20).view(4, 5) % 3
+    h, rows = random(4, 5, 4), random(3, 4, seed=1)
+    table = {"b": rows[..., None], "c": torch.zeros(3, dtype=torch.float64)}
+    assessment, _ = assessed(objective, h, Told(y, table))
+    torch.testing.assert_close(assessment.loss / 4, loss_of(h.flatten(0, 1), rows, y.flatten()))
+    assert assessment.scores.shape == (4, 5, 3)
+
+
+def test_it_compares_samples_and_so_needs_whole_batches():
+    engine = engine_of(CounterCurrentLearning())
+    program = replace(engine.program, settings=replace(engine.program.settings, shards=2))
+    with pytest.raises(UserError, match=r"training.shards = 2 shows a block only a part"):
+        check_program(program, [block.units for block in engine.blocks], torch.zeros(4, 4))
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_both_networks_get_better(tokens):
+    options = {"shape": (5, 4), "target_shape": (5,)} if tokens else {}
+    engine = engine_of(CounterCurrentLearning(pooling=PLAIN), **options)
+    shard = (tokens_of() if tokens else shards_of())(0, 0)
+    history = train(engine, range(30), lambda step, i: shard)
+    for name in ("block1", "block2", "feedback1", "feedback2"):
+        assert history[-1][name]["loss"] < 0.8 * history[0][name]["loss"]
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_state_goes_on(delay):
+    rule = CounterCurrentLearning(feedback=FeedbackSettings(delay=delay, hidden=5))
+    assert_goes_on(lambda seed: engine_of(rule, mlp(seed), seed=seed))
