@@ -226,6 +226,7 @@ class BlockLearner:
         """Update the block and its auxiliary network; returns this step's loss and accuracy."""
         metrics = self._training.means() if self._training.samples else {}
         self._training = Tally()
+        self.in_flight.keep((), step)  # lets go of what was taken by now
         if self.updater.step(step):
             self._constrain()
         return metrics

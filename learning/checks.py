@@ -56,8 +56,27 @@ def check_program(program: Program, blocks: Sequence[Sequence[Unit]], sample: Te
                 f"the objective of block {k} cannot work on {len(sample)} samples of shape {shape} "
                 f"({reason}): cut the network at another unit or use fewer training.shards"
             ) from error
+    if len(sample) == 1:
+        _check_one_sample(program, blocks, sample)
     if isinstance(program.rule.credit, Reconcile):
         _check_second_order(program, blocks, sample)
+
+
+@torch.no_grad()
+def _check_one_sample(program: Program, blocks: Sequence[Sequence[Unit]], sample: Tensor) -> None:
+    """Run a shard of one sample through copies of the blocks: batch statistics need more."""
+    x = sample
+    for k, units in enumerate(blocks, start=1):
+        learner = build_block(program, k, copy.deepcopy(list(units)))
+        with learner.numerics.autocast():
+            try:
+                x = learner.chain(learner.numerics.arrange(x))
+            except ValueError as error:
+                reason = " ".join(str(error).split())
+                raise UserError(
+                    f"block {k} cannot train on a shard of 1 sample ({reason}): use a larger "
+                    "training.batch, fewer training.shards, or no batch normalisation"
+                ) from error
 
 
 def _tables(program: Program) -> dict[int, Message]:

@@ -32,7 +32,7 @@ class InfoPro(Rule):
     needs_image: ClassVar[bool] = True
 
     kind: Literal["infopro"] = "infopro"
-    lambda1: Ends = Field(default=(5.0, 0.5), description="weight of the reconstruction")
+    lambda1: Ends = Field(default=(0.5, 0.05), description="weight of the reconstruction")
     lambda2: Ends = Field(default=(0.5, 1.0), description="weight of the classification")
     contrast: Literal["ce", "supcon"] = Field(
         default="ce", description="the second term: cross-entropy, or supervised contrast"

@@ -96,14 +96,11 @@ def test_a_unit_that_cannot_be_drawn_anew_is_refused():
 
 
 def test_the_head_is_never_copied():
-    """Block 2 is followed by a layer and the head: one unit to copy, whatever the depth."""
-    first, second, _ = engine_of(AugLocal(depth=9)).blocks
-    names = lambda block: [n for n, _ in block.objective.head.named_children()]  # noqa: E731
-    assert names(first) == ["features", "linear"]
-    # Units of mlp(0): a linear layer and a tanh each; behind block 1 there are four.
-    assert len(first.objective.head.features) == 4 and len(second.objective.head.features) == 2
-    last = engine_of(AugLocal(depth=9), at=("1.0", "3")).blocks[1]
-    assert names(last) == ["linear"]
+    """Whatever the depth: a layer is two units here, and behind block 2 there is one layer."""
+    first, second, _ = (block.objective for block in engine_of(AugLocal(depth=9)).blocks)
+    assert len(first.head.features) == 4 and len(second.head.features) == 2
+    last = engine_of(AugLocal(depth=9), at=("1.0", "3")).blocks[1].objective
+    assert [name for name, _ in last.head.named_children()] == ["linear"]
 
 
 def test_fitting_units_need_no_adapters():

@@ -168,3 +168,14 @@ def test_two_runs_end_with_the_same_bits(rule):
         train(engine, range(6), shards_of(2))
         states.append(snapshot(engine))
     assert_same_state(*states)
+
+
+def test_batch_statistics_of_one_sample_are_refused() -> None:
+    """Batch normalisation needs two samples; without it one is enough."""
+    blocks = split(units_of(mlp(0, norm=True)), AT)
+    program = Program(Local(), learner_settings(batch=8, shards=8), SHAPES, 3)
+    with pytest.raises(UserError, match=r"block 1 cannot train on a shard of 1 sample .* fewer training"):
+        check_program(program, blocks, torch.randn(1, 4))
+    check_program(program, split(units_of(mlp(0)), AT), torch.randn(1, 4))
+    two = Program(Local(), learner_settings(batch=8, shards=4), SHAPES, 3)
+    check_program(two, blocks, torch.randn(2, 4))

@@ -166,6 +166,16 @@ def norms() -> nn.Sequential:
     return nn.Sequential(Layer(4), Layer(6), Layer(6), nn.Linear(6, 3))
 
 
+def test_weights_are_saved_until_they_are_taken():
+    """Nothing is published at step 3; what step 2 published is taken then."""
+    block = engine_of(MomentumAuxiliary(every=2)).blocks[1]
+    block.publish(2)
+    block.update(2)
+    assert [post.key.step for post in block.in_flight.from_step(3)] == [2]
+    block.update(3)
+    assert not block.in_flight.state_dict()
+
+
 def test_tokens():
     engine = engine_of(MomentumAuxiliary(), shape=(5, 4), target_shape=(5,))
     train(engine, range(2), tokens_of())
