@@ -13,10 +13,10 @@ from actors.mailbox import Mailbox, StoppedError
 from actors.operations import Kind, Operation, Report, Span
 from actors.transport import Channel
 from actors.wire import detach_state
-from learning.block import BlockLearner
 from learning.data import Batches
 from learning.errors import UserError
-from learning.feedback import FeedbackLearner, table_step
+from learning.learners.block import BlockLearner
+from learning.learners.feedback import FeedbackLearner, table_step
 from learning.messages import Key, Message, Post, block_name
 
 

@@ -16,7 +16,7 @@ _BFLOAT16 = ":bfloat16"  # NumPy has no bfloat16: such tensors travel as the sam
 _ALIGNMENT = 64  # bytes; kernels may round differently on memory aligned less than torch's own
 
 # Received arrays are views of shared memory and rightly read-only. Blocks refuse to write into
-# their input (learning/block.py), so the warning would only repeat on every message.
+# their input (learning/learners/block.py), so the warning would only repeat on every message.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 

@@ -16,10 +16,10 @@ from learning.build import Program
 from learning.checks import check_program
 from learning.data import Batches, Dataset, ReversalSettings, TextSettings, load_dataset
 from learning.errors import UserError
-from learning.learner import LearnerSettings
+from learning.learners.base import LearnerSettings
 from learning.networks import GPTSettings, build_network
 from learning.numerics import Numerics
-from learning.subspace import rank_of
+from learning.policies.subspace import rank_of
 from learning.units import Unit, units_of
 from orchestrator.placement import even_cpus, free_resources
 from orchestrator.plan import Plan, make_plan

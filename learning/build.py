@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from learning.block import BlockLearner
-from learning.codecs import Codec
 from learning.credit import Delayed, Reconcile
-from learning.delayed import DelayedBlock
-from learning.feedback import FeedbackLearner, FeedbackModule
-from learning.learner import LearnerSettings
+from learning.learners.base import LearnerSettings
+from learning.learners.block import BlockLearner
+from learning.learners.delayed import DelayedBlock
+from learning.learners.feedback import FeedbackLearner, FeedbackModule
+from learning.learners.publishing import Publication, Reading
+from learning.learners.reconciling import ReconcilingBlock
+from learning.learners.replay import ReplayingBlock
 from learning.messages import block_name, feedback_name
 from learning.numerics import seeded
-from learning.objectives import TaskLoss
-from learning.policies import make_codec
-from learning.publishing import Publication, Reading
-from learning.readout import Readout
-from learning.reconciling import ReconcilingBlock
-from learning.replay import ReplayingBlock
+from learning.objectives.base import TaskLoss
+from learning.objectives.readout import Readout
+from learning.policies.choice import make_codec
+from learning.policies.codecs import Codec
 from learning.rules import Rule
 from learning.rules.base import Site
 from learning.units import Unit

@@ -11,10 +11,10 @@ from torch import Tensor
 from learning.build import Program, build_block, build_feedback
 from learning.credit import Delayed, Reconcile
 from learning.errors import UserError
+from learning.learners.reconciling import ReconcilingBlock
 from learning.messages import Message
-from learning.objectives import Told
-from learning.policies import check_update
-from learning.reconciling import ReconcilingBlock
+from learning.objectives.base import Told
+from learning.policies.choice import check_update
 from learning.rules import BLL
 from learning.settings import SubspaceCodecSettings
 from learning.units import Unit

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from learning.block import BlockLearner
 from learning.build import Program, build_block, build_feedback
-from learning.feedback import table_step
+from learning.learners.block import BlockLearner
+from learning.learners.feedback import table_step
 from learning.messages import Key, Message, Post, block_name, feedback_name
 from learning.units import Unit
 

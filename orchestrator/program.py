@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from actors.operations import Kind, Operation
 from learning.build import Program
+from learning.learners.publishing import Publication
 from learning.messages import block_name
-from learning.publishing import Publication
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learning.errors import UserError
-from learning.subspace import project_
+from learning.policies.subspace import project_
 
 _STD = 0.02
 _BASE = 10_000.0

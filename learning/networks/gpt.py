@@ -19,8 +19,8 @@ from learning.networks.attention import (
     initialise,
     learned_positions,
 )
+from learning.policies.subspace import FixedEmbedding, project_
 from learning.settings import Settings
-from learning.subspace import FixedEmbedding, project_
 
 
 class GPTSettings(Settings):

@@ -6,9 +6,9 @@ from typing import Literal
 
 from learning.alignment import BoundaryAlignment, Broadcast, MapKind
 from learning.credit import LOCAL, Credit
-from learning.objectives import Objective
+from learning.objectives.base import Objective
+from learning.objectives.targets import TargetProjection
 from learning.rules.base import Rule, Site
-from learning.targets import TargetProjection
 
 
 class Alignment(Rule):

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from learning.heads import HeadSettings, make_head
-from learning.objectives import AuxiliaryClassifier, Objective
-from learning.patterns import glued, input_shapes, output_shape
+from learning.objectives.base import AuxiliaryClassifier, Objective
+from learning.objectives.heads import HeadSettings, make_head
+from learning.objectives.patterns import glued, input_shapes, output_shape
 from learning.rules.base import Rule, Site
 
 

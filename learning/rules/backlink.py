@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from learning.credit import Hop
-from learning.heads import HeadSettings, make_head
-from learning.objectives import AuxiliaryClassifier, Objective
+from learning.objectives.base import AuxiliaryClassifier, Objective
+from learning.objectives.heads import HeadSettings, make_head
 from learning.rules.base import Rule, Site
 
 

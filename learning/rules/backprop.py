@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from learning.credit import END_TO_END, Hop
-from learning.objectives import Objective
+from learning.objectives.base import Objective
 from learning.rules.base import Rule, Site
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from learning.credit import LOCAL, Credit
-from learning.feedback import FeedbackSettings
-from learning.objectives import Objective
-from learning.publishing import Reading
-from learning.readout import LatentSettings, Readout
+from learning.learners.feedback import FeedbackSettings
+from learning.learners.publishing import Reading
+from learning.objectives.base import Objective
+from learning.objectives.readout import LatentSettings, Readout
+from learning.objectives.tables import TableLoss
 from learning.settings import Settings
-from learning.tables import TableLoss
 from learning.units import Unit
 
 

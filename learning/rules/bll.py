@@ -9,12 +9,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from learning.feedback import FeedbackSettings
-from learning.objectives import Bootstrap, Evidence, Objective
-from learning.readout import LatentSettings, Readout
+from learning.learners.feedback import FeedbackSettings
+from learning.objectives.base import Bootstrap, Evidence, Objective
+from learning.objectives.readout import LatentSettings, Readout
+from learning.objectives.tables import Candidates, EvidenceLoss, TableLoss
 from learning.rules.base import Rule, Site
 from learning.settings import Settings
-from learning.tables import Candidates, EvidenceLoss, TableLoss
 
 
 class BootstrapSettings(Settings):

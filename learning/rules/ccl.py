@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from learning.countercurrent import CounterCurrent
-from learning.feedback import FeedbackSettings
-from learning.objectives import Objective
-from learning.readout import LatentSettings, Readout
+from learning.learners.feedback import FeedbackSettings
+from learning.objectives.base import Objective
+from learning.objectives.countercurrent import CounterCurrent
+from learning.objectives.readout import LatentSettings, Readout
+from learning.objectives.tables import CosineLoss, TableLoss
 from learning.rules.base import Rule, Site
 from learning.settings import Settings
-from learning.tables import CosineLoss, TableLoss
 
 
 class PoolingSettings(Settings):

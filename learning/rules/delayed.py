@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from learning.credit import Delayed
-from learning.objectives import Objective
+from learning.objectives.base import Objective
 from learning.rules.base import Rule, Site
 
 

@@ -7,8 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from learning.credit import Guided
-from learning.heads import HeadSettings, make_head
-from learning.objectives import AuxiliaryClassifier, Objective
+from learning.objectives.base import AuxiliaryClassifier, Objective
+from learning.objectives.heads import HeadSettings, make_head
 from learning.rules.base import Rule, Site
 
 

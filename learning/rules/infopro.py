@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from learning.errors import UserError
-from learning.heads import HeadSettings, make_head
-from learning.objectives import Objective
-from learning.reconstruction import DenseDecoder, ImageDecoder, InformedClassifier
+from learning.objectives.base import Objective
+from learning.objectives.heads import HeadSettings, make_head
+from learning.objectives.reconstruction import DenseDecoder, ImageDecoder, InformedClassifier
 from learning.rules.base import Rule, Site
 from learning.settings import Settings
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from learning.heads import HeadSettings, make_head
-from learning.objectives import AuxiliaryClassifier, Objective
+from learning.objectives.base import AuxiliaryClassifier, Objective
+from learning.objectives.heads import HeadSettings, make_head
 from learning.rules.base import Rule, Site
 
 

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from learning.heads import HeadSettings, make_head
-from learning.momentum import MomentumClassifier
-from learning.objectives import Objective
-from learning.patterns import fresh, output_shape
-from learning.publishing import Reading
+from learning.learners.publishing import Reading
+from learning.objectives.base import Objective
+from learning.objectives.heads import HeadSettings, make_head
+from learning.objectives.momentum import MomentumClassifier
+from learning.objectives.patterns import fresh, output_shape
 from learning.rules.base import Rule, Site
 
 

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from learning.groups import GroupClassifiers
-from learning.heads import HeadSettings, make_head
-from learning.objectives import Objective
+from learning.objectives.base import Objective
+from learning.objectives.groups import GroupClassifiers
+from learning.objectives.heads import HeadSettings, make_head
 from learning.rules.base import Rule, Site
 
 

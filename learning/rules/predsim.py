@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from learning.errors import UserError
-from learning.objectives import Objective
+from learning.objectives.base import Objective
+from learning.objectives.similarity import PredictionAndSimilarity
 from learning.rules.base import Rule, Site
-from learning.similarity import PredictionAndSimilarity
 
 
 class PredSim(Rule):

@@ -8,11 +8,11 @@ from typing import Literal
 from pydantic import Field
 
 from learning.errors import UserError
-from learning.heads import transformer_features
-from learning.objectives import Objective
-from learning.publishing import Reading
+from learning.learners.publishing import Reading
+from learning.objectives.base import Objective
+from learning.objectives.heads import transformer_features
+from learning.objectives.unembedding import ReadoutKind, UnembeddedClassifier
 from learning.rules.base import Rule, Site
-from learning.unembedding import ReadoutKind, UnembeddedClassifier
 
 
 class SharedUnembedding(Rule):

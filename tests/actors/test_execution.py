@@ -11,7 +11,7 @@ from actors.mailbox import Mailbox
 from actors.operations import Kind, Operation, Report
 from learning.build import Program, build_block, build_feedback
 from learning.data import Batches
-from learning.feedback import FeedbackSettings
+from learning.learners.feedback import FeedbackSettings
 from learning.messages import Key, Message
 from learning.networks import MLPSettings
 from learning.rules import BLL, Backprop

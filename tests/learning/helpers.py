@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from learning.build import Program
 from learning.credit import Hop
-from learning.heads import PooledLinear
-from learning.learner import LearnerSettings
+from learning.learners.base import LearnerSettings
 from learning.messages import Post
-from learning.objectives import AuxiliaryClassifier, Objective
+from learning.objectives.base import AuxiliaryClassifier, Objective
+from learning.objectives.heads import PooledLinear
 from learning.rules import Rule
 from learning.rules.base import Site
 from learning.sequential import SequentialEngine

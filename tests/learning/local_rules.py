@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from learning.build import Program
-from learning.objectives import Assessment, Objective, Told
+from learning.objectives.base import Assessment, Objective, Told
 from learning.rules import Rule
 from learning.sequential import SequentialEngine, ShardOf
 from learning.settings import SGDSettings

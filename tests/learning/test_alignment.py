@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learning.alignment import BoundaryMap, ErrorMap, spread
-from learning.objectives import Told
+from learning.objectives.base import Told
+from learning.objectives.targets import TargetProjection
 from learning.rules import Alignment, Backprop, DirectAlignment, Local, Rule, TargetAlignment
 from learning.sequential import SequentialEngine
 from learning.settings import PrecisionSettings, SGDSettings
-from learning.targets import TargetProjection
 from tests.learning.helpers import (
     assert_close,
     assert_same_bits,

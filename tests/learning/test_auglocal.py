@@ -12,7 +12,7 @@ from torch import nn
 from learning.errors import UserError
 from learning.networks import GPTSettings, ResNetSettings, VGG8bSettings, build_network
 from learning.networks.resnet import ResidualBlock
-from learning.patterns import fresh, glued, input_shapes, output_shape
+from learning.objectives.patterns import fresh, glued, input_shapes, output_shape
 from learning.rules import AugLocal, Local
 from learning.rules.auglocal import picked
 from learning.units import Unit, units_of

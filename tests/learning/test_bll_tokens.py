@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learning.errors import UserError
-from learning.feedback import FeedbackSettings
-from learning.latents import LatentKind, make_family
-from learning.objectives import Bootstrap, Evidence, Told
-from learning.readout import LatentSettings, Readout
+from learning.learners.feedback import FeedbackSettings
+from learning.objectives.base import Bootstrap, Evidence, Told
+from learning.objectives.latents import LatentKind, make_family
+from learning.objectives.readout import LatentSettings, Readout
+from learning.objectives.tables import EvidenceLoss
 from learning.rules import BLL
 from learning.rules.bll import BootstrapSettings
 from learning.sequential import SequentialEngine
-from learning.tables import EvidenceLoss
 from tests.learning.helpers import gradients_of, mlp, model_state, shards_of, train
 from tests.learning.local_rules import assert_goes_on, assessed, engine_of, random, tokens_of
 

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learning.block import BlockLearner
 from learning.build import Program
 from learning.credit import END_TO_END, LOCAL, Hop
 from learning.errors import NonFiniteLossError, UserError
-from learning.feedback import FeedbackSettings
-from learning.latents import LatentKind
-from learning.objectives import TaskLoss
-from learning.readout import LatentSettings
+from learning.learners.block import BlockLearner
+from learning.learners.feedback import FeedbackSettings
+from learning.objectives.base import TaskLoss
+from learning.objectives.latents import LatentKind
+from learning.objectives.readout import LatentSettings
 from learning.rules import BLL, Backprop, Local, Rule
 from learning.sequential import SequentialEngine
 from learning.settings import SGDSettings

@@ -6,8 +6,8 @@ import torch
 from learning.build import Program
 from learning.checks import check_program
 from learning.errors import UserError
-from learning.heads import HeadSettings
-from learning.readout import LatentSettings
+from learning.objectives.heads import HeadSettings
+from learning.objectives.readout import LatentSettings
 from learning.rules import BLL, Backprop, Local, Rule
 from tests.learning.helpers import learner_settings
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from learning.checks import check_program
-from learning.countercurrent import CounterCurrent
 from learning.errors import UserError
-from learning.feedback import FeedbackSettings
-from learning.objectives import Told
-from learning.readout import LatentSettings
+from learning.learners.feedback import FeedbackSettings
+from learning.objectives.base import Told
+from learning.objectives.countercurrent import CounterCurrent
+from learning.objectives.readout import LatentSettings
+from learning.objectives.tables import CosineLoss
 from learning.rules import CounterCurrentLearning
 from learning.rules.ccl import PoolingSettings
-from learning.tables import CosineLoss
 from tests.learning.helpers import batch_of, gradients_of, mlp, shards_of, train
 from tests.learning.local_rules import assert_goes_on, assessed, engine_of, random, tokens_of
 

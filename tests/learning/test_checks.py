@@ -11,7 +11,7 @@ import torch
 from learning.build import Program
 from learning.checks import check_program
 from learning.errors import UserError
-from learning.heads import HeadSettings
+from learning.objectives.heads import HeadSettings
 from learning.rules import (
     BLL,
     Alignment,
@@ -174,7 +174,9 @@ def test_batch_statistics_of_one_sample_are_refused() -> None:
     """Batch normalisation needs two samples; without it one is enough."""
     blocks = split(units_of(mlp(0, norm=True)), AT)
     program = Program(Local(), learner_settings(batch=8, shards=8), SHAPES, 3)
-    with pytest.raises(UserError, match=r"block 1 cannot train on a shard of 1 sample .* fewer training"):
+    with pytest.raises(
+        UserError, match=r"block 1 cannot train on a shard of 1 sample .* fewer training"
+    ):
         check_program(program, blocks, torch.randn(1, 4))
     check_program(program, split(units_of(mlp(0)), AT), torch.randn(1, 4))
     two = Program(Local(), learner_settings(batch=8, shards=4), SHAPES, 3)

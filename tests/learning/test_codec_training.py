@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learning.codecs import BFloat16, Codec, Float16, Int8
 from learning.data import AugmentSettings, Batches, DigitsSettings, load_dataset
+from learning.learners.reconciling import gradient_distance
 from learning.messages import Message, Post
-from learning.reconciling import gradient_distance
+from learning.policies.codecs import BFloat16, Codec, Float16, Int8
 from learning.rules import (
     Backprop,
     DelayedGradients,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learning.codecs import BFloat16, Codec, Float16, Int8
+from learning.policies.codecs import BFloat16, Codec, Float16, Int8
 
 CODECS = [Codec(), BFloat16(), Float16(), Int8()]
 LOSSY = CODECS[1:]

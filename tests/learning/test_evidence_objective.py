@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learning.block import BlockLearner
 from learning.credit import LOCAL
 from learning.errors import UserError
-from learning.latents import LatentKind
-from learning.objectives import Bootstrap, Evidence, Told
-from learning.readout import LatentSettings, Readout
+from learning.learners.block import BlockLearner
+from learning.objectives.base import Bootstrap, Evidence, Told
+from learning.objectives.latents import LatentKind
+from learning.objectives.readout import LatentSettings, Readout
 from learning.units import Unit
 from tests.learning.helpers import learner_settings
 

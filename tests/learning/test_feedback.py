@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from learning.errors import NonFiniteLossError
-from learning.feedback import FeedbackLearner, FeedbackModule, FeedbackSettings, table_step
-from learning.latents import LatentKind, label_loss, make_family
+from learning.learners.feedback import FeedbackLearner, FeedbackModule, FeedbackSettings, table_step
 from learning.messages import Key, Message
+from learning.objectives.latents import LatentKind, label_loss, make_family
+from learning.objectives.tables import EvidenceLoss
 from learning.settings import AdamWSettings, SGDSettings
-from learning.tables import EvidenceLoss
 from tests.learning.helpers import PLAIN_SGD, assert_same_bits, learner_settings
 
 CLASSES, UNITS, STATES, ABOVE, BATCH = 3, 2, 3, 5, 8

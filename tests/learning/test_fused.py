@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from learning.fused import FusedUpdater
+from learning.policies.fused import FusedUpdater
+from learning.policies.update import Updater
 from learning.settings import (
     AdamWSettings,
     CosineSchedule,
     OptimizerSettings,
     SGDSettings,
 )
-from learning.update import Updater
 from tests.learning.helpers import assert_same_bits, convnet, mlp
 
 BATCH = 8

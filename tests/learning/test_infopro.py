@@ -12,8 +12,8 @@ from torch import nn
 
 from learning.checks import check_program
 from learning.errors import UserError
-from learning.objectives import Told
-from learning.reconstruction import (
+from learning.objectives.base import Told
+from learning.objectives.reconstruction import (
     DenseDecoder,
     ImageDecoder,
     InformedClassifier,

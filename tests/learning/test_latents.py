@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal
 
 from learning.errors import UserError
-from learning.latents import Family, label_loss, make_family, proper_bound
+from learning.objectives.latents import Family, label_loss, make_family, proper_bound
 
 KINDS = ("bernoulli", "gaussian", "gaussian-learned", "categorical")
 EXACT = ("bernoulli", "gaussian", "categorical")  # families whose score is E5 itself

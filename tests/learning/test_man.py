@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learning.momentum import MomentumClassifier
-from learning.objectives import Told
-from learning.publishing import Reading
+from learning.learners.publishing import Reading
+from learning.objectives.base import Told
+from learning.objectives.momentum import MomentumClassifier
 from learning.rules import Local, MomentumAuxiliary
 from tests.learning.helpers import (
     assert_same_bits,

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from learning.errors import UserError
-from learning.heads import HeadSettings, make_head
 from learning.networks import CustomSettings, MLPSettings, ResNetSettings, build_network
+from learning.objectives.heads import HeadSettings, make_head
 from learning.units import units_of
 from tests.learning.helpers import assert_same_bits
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from learning.errors import UserError
-from learning.groups import GroupClassifiers, diversity
-from learning.heads import HeadSettings, PooledLinear, TokenLinear
-from learning.objectives import Told
+from learning.objectives.base import Told
+from learning.objectives.groups import GroupClassifiers, diversity
+from learning.objectives.heads import HeadSettings, PooledLinear, TokenLinear
 from learning.rules import Local, NeuronGroups
 from tests.learning.helpers import (
     assert_same_bits,

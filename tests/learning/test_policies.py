@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from learning.codecs import BFloat16, Codec, Float16, Int8
 from learning.errors import UserError
-from learning.fused import FusedUpdater
-from learning.policies import check_update, make_codec, make_updater
+from learning.policies.choice import check_update, make_codec, make_updater
+from learning.policies.codecs import BFloat16, Codec, Float16, Int8
+from learning.policies.fused import FusedUpdater
+from learning.policies.subspace import Subspace
+from learning.policies.update import Updater
 from learning.settings import (
     CodecSettings,
     ConstantSchedule,
@@ -18,8 +20,6 @@ from learning.settings import (
     SubspaceCodecSettings,
     UpdateSettings,
 )
-from learning.subspace import Subspace
-from learning.update import Updater
 from tests.learning.helpers import mlp
 
 CODEC: TypeAdapter[Any] = TypeAdapter(CodecSettings)

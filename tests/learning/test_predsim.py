@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from learning.checks import check_program
 from learning.errors import UserError
-from learning.objectives import Told
+from learning.objectives.base import Told
+from learning.objectives.similarity import PredictionAndSimilarity, prediction_head, similarity
 from learning.rules import Local, PredSim
-from learning.similarity import PredictionAndSimilarity, prediction_head, similarity
 from tests.learning.helpers import (
     assert_same_bits,
     convnet,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from learning.proximal import ProximalPreconditioner
+from learning.policies.proximal import ProximalPreconditioner
+from learning.policies.update import Updater
 from learning.settings import ConstantSchedule, SGDSettings
-from learning.update import Updater
 from tests.learning.helpers import assert_same_bits, mlp
 
 BATCH = 8

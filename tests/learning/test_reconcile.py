@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 from learning.build import Program
 from learning.checks import check_program
 from learning.errors import NonFiniteLossError, UserError
-from learning.heads import HeadSettings
-from learning.reconciling import gradient_distance
+from learning.learners.reconciling import gradient_distance
+from learning.objectives.heads import HeadSettings
 from learning.rules import Local, Reconciliation, Rule
 from learning.sequential import SequentialEngine
 from learning.settings import PrecisionSettings, SGDSettings

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from learning.build import Program
 from learning.checks import check_program
-from learning.heads import HeadSettings
 from learning.networks import GPTSettings, ViTSettings, build_network
+from learning.objectives.heads import HeadSettings
 from learning.rules import (
     Alignment,
     BackLink,

@@ -9,7 +9,7 @@ import torch
 from torch.optim import lr_scheduler as torch_schedulers
 from torch.optim.lr_scheduler import LRScheduler
 
-from learning.schedules import learning_rate_factor
+from learning.policies.schedules import learning_rate_factor
 from learning.settings import (
     ConstantSchedule,
     CosineSchedule,

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learning.feedback import FeedbackSettings
-from learning.heads import HeadSettings
-from learning.latents import LatentKind
-from learning.readout import LatentSettings
+from learning.learners.feedback import FeedbackSettings
+from learning.objectives.heads import HeadSettings
+from learning.objectives.latents import LatentKind
+from learning.objectives.readout import LatentSettings
 from learning.rules import BLL, Backprop, Local, Rule
 from learning.rules.bll import BootstrapSettings
 from learning.sequential import SequentialEngine

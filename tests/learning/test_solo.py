@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from learning.build import Program
 from learning.checks import check_program
 from learning.errors import UserError
-from learning.heads import HeadSettings, TokenLinear, make_head, transformer_features
+from learning.learners.publishing import Reading
 from learning.networks import GPTSettings, build_network
-from learning.objectives import Told
-from learning.publishing import Reading
+from learning.objectives.base import Told
+from learning.objectives.heads import HeadSettings, TokenLinear, make_head, transformer_features
+from learning.objectives.unembedding import UnembeddedClassifier
 from learning.rules import Local, SharedUnembedding
 from learning.sequential import SequentialEngine
 from learning.settings import AdamWSettings
-from learning.unembedding import UnembeddedClassifier
 from tests.learning.helpers import (
     assert_same_bits,
     gradients_of,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from learning.subspace import FixedEmbedding, Subspace, basis, project_, rank_of, table
+from learning.policies.subspace import FixedEmbedding, Subspace, basis, project_, rank_of, table
 
 WIDTH, RANK, VOCABULARY = 12, 4, 7
 

@@ -14,7 +14,8 @@ from learning.build import Program
 from learning.checks import check_program
 from learning.errors import UserError
 from learning.networks import GPTSettings, build_network
-from learning.readout import LatentSettings
+from learning.objectives.readout import LatentSettings
+from learning.policies.subspace import basis, rank_of, table
 from learning.rules import (
     BLL,
     Alignment,
@@ -37,7 +38,6 @@ from learning.settings import (
     SubspaceCodecSettings,
     UpdateSettings,
 )
-from learning.subspace import basis, rank_of, table
 from learning.units import split, units_of
 from tests.learning.helpers import (
     assert_same_state,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from learning.errors import UserError
+from learning.policies.update import GradientTree, Updater
 from learning.settings import (
     AdamWSettings,
     ConstantSchedule,
@@ -17,7 +18,6 @@ from learning.settings import (
     ScheduleSettings,
     SGDSettings,
 )
-from learning.update import GradientTree, Updater
 from tests.learning.helpers import assert_same_bits
 
 BATCH = 4

@@ -12,8 +12,8 @@ from torch import Tensor
 from learning.build import Program
 from learning.checks import check_program
 from learning.errors import UserError
-from learning.fused import FusedUpdater
-from learning.proximal import ProximalPreconditioner
+from learning.policies.fused import FusedUpdater
+from learning.policies.proximal import ProximalPreconditioner
 from learning.rules import (
     BackLink,
     Backprop,

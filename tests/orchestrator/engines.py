@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 
 from learning.build import Program
 from learning.data import AugmentSettings, Batches, Dataset, arrays_dataset
-from learning.learner import LearnerSettings
+from learning.learners.base import LearnerSettings
 from learning.networks import MLPSettings, NetworkSettings, build_network
 from learning.rules import Local, Rule
 from learning.settings import (
@@ -99,7 +99,8 @@ class Case:
             self.codec,
         )
         shapes = tuple(block.output_shape for block in plan.blocks)
-        return Program(self.rule, settings, shapes, classes), plan, plan.units_of_blocks(units)
+        program = Program(self.rule, settings, shapes, classes, input_shape=shape)
+        return program, plan, plan.units_of_blocks(units)
 
     def with_seed(self, seed: int) -> Case:
         """The same run from another seed."""

@@ -16,8 +16,8 @@ from actors.execution import BlockExecutor, Executor, FeedbackExecutor, SourceEx
 from actors.mailbox import Mailbox
 from actors.operations import Kind, Operation
 from learning.build import Program
-from learning.feedback import table_step
-from learning.learner import LearnerSettings
+from learning.learners.base import LearnerSettings
+from learning.learners.feedback import table_step
 from learning.messages import Key, Message
 from learning.rules import Rule
 from learning.settings import ConstantSchedule, PrecisionSettings, SGDSettings

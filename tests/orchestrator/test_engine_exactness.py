@@ -15,23 +15,30 @@ import pytest
 import ray
 import torch
 
-from learning.feedback import FeedbackSettings
-from learning.heads import HeadSettings
-from learning.networks import MLPSettings, ResNetSettings
-from learning.readout import LatentSettings
+from learning.learners.feedback import FeedbackSettings
+from learning.networks import MLPSettings, ResNetSettings, ViTSettings
+from learning.objectives.heads import HeadSettings
+from learning.objectives.readout import LatentSettings
 from learning.rules import (
     BLL,
     Alignment,
+    AugLocal,
     BackLink,
     Backprop,
+    CounterCurrentLearning,
     DelayedGradients,
     DirectAlignment,
+    InfoPro,
     Interlocking,
     Local,
+    MomentumAuxiliary,
+    NeuronGroups,
     Overlapping,
     PeriodicGuidance,
+    PredSim,
     Reconciliation,
     ReplayedLocal,
+    SharedUnembedding,
     TargetAlignment,
 )
 from learning.rules.bll import BootstrapSettings
@@ -64,6 +71,8 @@ PLAIN_DROPOUT = MLPSettings(widths=(12, 8, 10), normalization="none", dropout=0.
 DROPOUT = MLPSettings(widths=(12, 8, 10), normalization="batch", dropout=0.2)
 BATCH_NORM = MLPSettings(widths=(12, 8, 10), normalization="batch")
 RESNET = ResNetSettings(widths=(4, 6), depths=1)  # with batch normalisation
+VIT = ViTSettings(patch=3, width=8, heads=2, depth=3)
+SOLO = SharedUnembedding(heads=2, causal=False, every=4)
 TWO = ("layer2",)  # a cut into two blocks; the chain of feedback modules needs three
 SGD = SGDSettings(lr=0.05)
 FLOAT64 = PrecisionSettings(compute="float64")
@@ -104,6 +113,16 @@ CASES = {
     "alignment, sign-symmetric, no norm": Case(Alignment(map="sign-symmetric"), PLAIN),
     "dfa, batch norm": Case(DirectAlignment(), RESNET, at=("layer1", "layer2"), shards=2),
     "drtp, batch norm": Case(TargetAlignment(), BATCH_NORM, shards=2),
+    "predsim, batch norm": Case(PredSim(dim=16), RESNET, at=TWO),
+    "infopro, batch norm": Case(InfoPro(), RESNET, at=("layer1", "layer2"), shards=2),
+    "auglocal, batch norm": Case(AugLocal(), RESNET, at=("layer1", "layer2"), shards=2),
+    "neuron-groups, batch norm": Case(NeuronGroups(groups=3), DROPOUT, shards=2),
+    "man, batch norm": Case(MomentumAuxiliary(momentum=0.9, every=3), DROPOUT, shards=2),
+    "solo, batch norm": Case(SOLO, VIT, at=("block2", "block3"), shards=2),  # has none
+    "ccl, batch norm": Case(CounterCurrentLearning(), BATCH_NORM),
+    "bll, candidates of the batch, no norm": Case(
+        BLL(candidates="batch"), VIT, at=("block2", "block3"), shards=2
+    ),
     "interlocking, int8, batch norm": Case(Interlocking(), RESNET, shards=2, at=TWO, codec=INT8),
     "delayed, bfloat16, proximal, batch norm": Case(
         DelayedGradients(), BATCH_NORM, shards=2, codec=BFloat16CodecSettings(), update=PROXIMAL

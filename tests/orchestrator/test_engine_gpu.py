@@ -6,7 +6,7 @@ import torch
 
 from actors.wire import decode, encode
 from learning.build import CPU, build_block
-from learning.feedback import FeedbackSettings
+from learning.learners.feedback import FeedbackSettings
 from learning.networks import MLPSettings
 from learning.rules import BLL, Backprop
 from learning.settings import SGDSettings

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.operations import Kind
-from learning.feedback import FeedbackSettings
-from learning.publishing import Reading
+from learning.learners.feedback import FeedbackSettings
+from learning.learners.publishing import Reading
 from learning.rules import (
     BLL,
     Backprop,

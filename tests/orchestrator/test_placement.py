@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ray.util import placement_group_table
 
 from learning.errors import UserError
-from learning.feedback import FeedbackSettings
+from learning.learners.feedback import FeedbackSettings
 from learning.rules import BLL
 from orchestrator import engine as engine_module
 from orchestrator.placement import Placement, check_fit, even_cpus, free_resources

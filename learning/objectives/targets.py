@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learning.alignment import channel_dim, spread
-from learning.objectives import Assessment, Objective, Told
+from learning.objectives.base import Assessment, Objective, Told
 
 
 class TargetProjection(Objective):

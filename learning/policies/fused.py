@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learning.update import Gradients, Updater
+from learning.policies.update import Gradients, Updater
 
 
 class FusedUpdater(Updater):
     """An updater that steps each parameter inside `backward`; `step` only ends the step.
 
     Its bits are those of `Updater`. It can be right only where one gradient, of one shard and one
-    loss, makes a parameter's update: `learning.policies.check_update` refuses the rest. That
+    loss, makes a parameter's update: `learning.policies.choice.check_update` refuses the rest. That
     gradient must be the last to go through its graph, because the graph's weights change under it;
     several backward passes in a step are fine when they are for different parameters.
 

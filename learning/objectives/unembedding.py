@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from learning.errors import UserError
 from learning.messages import Message
-from learning.objectives import Assessment, Objective, Told, classification_loss, wide
+from learning.objectives.base import Assessment, Objective, Told, classification_loss, wide
 
 ReadoutKind = Literal["shared", "private", "random"]
 

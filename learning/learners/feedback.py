@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from learning.errors import NonFiniteLossError
-from learning.latents import Family
-from learning.learner import LearnerSettings, partition_state
+from learning.learners.base import LearnerSettings, partition_state
 from learning.messages import InFlight, Key, Message, Post, block_name, feedback_name, outgoing
 from learning.numerics import Numerics, seeded
+from learning.objectives.latents import Family
+from learning.objectives.tables import TableLoss
+from learning.policies.update import Updater
 from learning.settings import OptimizerSettings, Settings
-from learning.tables import TableLoss
-from learning.update import Updater
 
 
 class FeedbackSettings(Settings):

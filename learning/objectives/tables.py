@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learning.latents import Family, label_loss
 from learning.messages import Message
+from learning.objectives.latents import Family, label_loss
 
 Candidates = Literal["all", "batch"]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learning.errors import UserError
-from learning.objectives import Assessment, Objective, Told, classification_loss, wide
+from learning.objectives.base import Assessment, Objective, Told, classification_loss, wide
 
 
 class ImageDecoder(nn.Module):

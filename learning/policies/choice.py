@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from learning.codecs import BFloat16, Codec, Float16, Int8
 from learning.errors import UserError
-from learning.fused import FusedUpdater
-from learning.proximal import ProximalPreconditioner
+from learning.policies.codecs import BFloat16, Codec, Float16, Int8
+from learning.policies.fused import FusedUpdater
+from learning.policies.proximal import ProximalPreconditioner
+from learning.policies.subspace import Subspace
+from learning.policies.update import Updater
 from learning.settings import (
     BFloat16CodecSettings,
     CodecSettings,
@@ -20,8 +22,6 @@ from learning.settings import (
     SubspaceCodecSettings,
     UpdateSettings,
 )
-from learning.subspace import Subspace
-from learning.update import Updater
 
 
 def check_update(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from learning.alignment import channel_dim
 from learning.errors import UserError
-from learning.objectives import Assessment, Objective, Told, classification_loss, wide
+from learning.objectives.base import Assessment, Objective, Told, classification_loss, wide
 
 TEMPERATURE = 3.0
 

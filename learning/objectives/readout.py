@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from learning.errors import UserError
-from learning.heads import conv_features
-from learning.latents import EPS, LatentKind, LearnedGaussian, make_family
+from learning.objectives.heads import conv_features
+from learning.objectives.latents import EPS, LatentKind, LearnedGaussian, make_family
 from learning.settings import Settings
 
 

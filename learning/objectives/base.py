@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learning.messages import Message, outgoing
-from learning.readout import LatentSettings, Readout
-from learning.tables import Candidates, EvidenceLoss, TableLoss
+from learning.objectives.readout import LatentSettings, Readout
+from learning.objectives.tables import Candidates, EvidenceLoss, TableLoss
 
 
 @dataclass(frozen=True)

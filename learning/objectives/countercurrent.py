@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from learning.objectives import Assessment, Objective, Told, assess_table
-from learning.readout import LatentSettings, Readout
-from learning.tables import CosineLoss
+from learning.objectives.base import Assessment, Objective, Told, assess_table
+from learning.objectives.readout import LatentSettings, Readout
+from learning.objectives.tables import CosineLoss
 
 
 class CounterCurrent(Objective):

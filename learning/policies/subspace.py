@@ -17,9 +17,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from learning.codecs import Codec
 from learning.messages import Message
 from learning.numerics import seeded
+from learning.policies.codecs import Codec
 
 _CPU = torch.device("cpu")
 _DEVIATION = 0.02  # of E, that of all embeddings

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from learning.block import BlockLearner
-from learning.learner import partition_state
+from learning.learners.base import partition_state
+from learning.learners.block import BlockLearner
 from learning.messages import Message
 
 

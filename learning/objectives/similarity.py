@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learning.heads import PooledLinear, TokenLinear
-from learning.objectives import Assessment, Objective, Told, classification_loss, wide
+from learning.objectives.base import Assessment, Objective, Told, classification_loss, wide
+from learning.objectives.heads import PooledLinear, TokenLinear
 
 
 def similarity(features: Tensor) -> Tensor:

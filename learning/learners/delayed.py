@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from learning.block import BlockLearner, Pending
 from learning.credit import Delayed
-from learning.learner import partition_state
+from learning.learners.base import partition_state
+from learning.learners.block import BlockLearner, Pending
 from learning.messages import Message, Post
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from learning.messages import Message
-from learning.objectives import Assessment, Objective, Told, classification_loss, wide
+from learning.objectives.base import Assessment, Objective, Told, classification_loss, wide
 
 
 class MomentumClassifier(Objective):

@@ -1,24 +1,19 @@
-"""The learner of one block: its units, objective, credit and optimizer. It knows no scheduler."""
+"""The learner of one block: what it does with the messages that reach it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from learning.codecs import Codec
-from learning.credit import Credit
 from learning.errors import NonFiniteLossError, UserError
-from learning.learner import LearnerSettings, Tally, partition_state
-from learning.messages import InFlight, Key, Message, Post, block_name, feedback_name, outgoing
-from learning.numerics import Numerics, seeded
-from learning.objectives import Assessment, Objective, Told
-from learning.policies import make_updater
-from learning.publishing import Publication, Reading
-from learning.units import Chain, Unit
+from learning.learners.base import Tally
+from learning.learners.body import Body
+from learning.messages import Key, Message, Post
+from learning.objectives.base import Assessment, Told
 
 
 @dataclass
@@ -49,61 +44,17 @@ class Pending:
 
 
 @dataclass
-class BlockLearner:
-    """Block `index` of `last`: forward, assess, receive gradients, update.
+class BlockLearner(Body):
+    """Forward, assess, receive gradients, update; knows no scheduler.
 
     A shard's graph lives from `forward` until the last gradient that reaches the block went through
     it; all of them use the weights of the forward pass, because `update` comes after the last.
     Gradients in messages are of the per-sample sum of a loss; `update` divides by the batch.
     Subclasses change what a shard keeps, for delayed, replayed and second-order learning.
-
-    Attributes:
-        receptor: turns an arriving gradient message into the gradient at this block's output.
-        publications: whose objectives read weights of this block.
-        reading: whose weights this block's objective reads.
-        image: whether the network's input goes along with the activations.
-        codec: how activations and gradients are written in messages of training.
     """
 
-    index: int
-    last: int
-    units: Sequence[Unit]
-    objective: Objective | None
-    credit: Credit
-    settings: LearnerSettings
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    receptor: nn.Module | None = None
-    publications: Sequence[Publication] = ()
-    reading: Reading | None = None
-    image: bool = False
-    codec: Codec = field(default_factory=Codec)
-
     def __post_init__(self) -> None:
-        self.chain = Chain(self.units)
-        self.numerics = Numerics(self.settings.precision, self.device)
-        self.numerics.prepare(self.chain)
-        self._constrain()
-        self.chain.train()  # whatever mode the user's module came in
-        named = [(self.chain.original_name(n), p) for n, p in self.chain.named_parameters()]
-        self.block_parameters = [p for _, p in named if p.requires_grad]
-        if self.objective is not None:
-            self.numerics.prepare(self.objective)
-            self.objective.train()
-            named += [(f"auxiliary.{n}", p) for n, p in self.objective.named_parameters()]
-        if self.receptor is not None:
-            self.numerics.prepare(self.receptor)
-        self.updater = make_updater(
-            named,
-            self.settings.optimizer,
-            self.settings.schedule,
-            self.settings.update,
-            module=self.chain,
-            index=self.index,
-            steps=self.settings.steps,
-            batch=self.settings.batch,
-        )
-        self.delay = self.credit.delay(self.index, self.last)
-        self.in_flight = InFlight()
+        super().__post_init__()
         self._pending: dict[tuple[int, int], Pending] = {}
         self._training = Tally()
         self._evaluation: dict[str, Tally] = defaultdict(Tally)
@@ -119,9 +70,7 @@ class BlockLearner:
 
     def publish(self, step: int) -> list[Post]:
         """The weights of `step`, before its update, for those who read them."""
-        posts = [p.post(self.units, self.index, step) for p in self.publications if p.due(step)]
-        self.in_flight.keep(posts, step)
-        return posts
+        return self.outbox.weights(self.units, step)
 
     def read(self, message: Message) -> None:
         """Take weights that another block published into the objective."""
@@ -176,10 +125,7 @@ class BlockLearner:
                 assert feedback is not None
                 on = self.objective.send_on(on, message["y"], self._local(feedback), step)
         along = self._send_along(step, shard, pending)
-        if self.index == self.last:
-            return []
-        coded = self.codec.encode("x", outgoing(on), self._tokens(message))
-        return [self._post_on(Key("x", step, shard), {**coded, **along}, message)]
+        return self.outbox.activation(Key("x", step, shard), on, message, along)
 
     def assess(self, step: int, shard: int, feedback: Message | None = None) -> list[Post]:
         """Form the block's own loss on a shard and let its gradient in.
@@ -198,17 +144,11 @@ class BlockLearner:
             assessment.loss, None, auxiliary, [h], step=step, start=first
         )
         assert gradient is not None
-        posts = []
-        if self.credit.broadcast:
-            posts = [
-                self._gradient_post(k, step, shard, self.index, gradient)
-                for k in range(1, self.index)
-            ]
-        posts += self._through(step, shard, self.index, gradient)
-        if assessment.readout is not None:
-            key = Key("readout", step, shard)
-            posts.append(Post(feedback_name(self.index), key, assessment.readout))
-        return posts
+        return [
+            *self.outbox.errors(step, shard, gradient),
+            *self._through(step, shard, self.index, gradient),
+            *self.outbox.readout(step, shard, assessment.readout),
+        ]
 
     def receive(self, step: int, shard: int, origin: int, message: Message) -> list[Post]:
         """Take the gradient of block `origin`'s loss, on the shard of `step`, through the block.
@@ -246,27 +186,12 @@ class BlockLearner:
                 self._evaluation[split].add(assessment.loss, assessment.scores, y)
                 self.objective.train()
         self.chain.train()
-        return self._post_on(Key("e", 0), {"x": outgoing(h)}, message).message
+        return self.outbox.evaluated(h, message)
 
     def end_evaluation(self, split: str) -> dict[str, float]:
         """Loss and accuracy over all batches inferred since the last call, {} without a loss."""
         tally = self._evaluation.pop(split, None)
         return tally.means() if tally else {}
-
-    @property
-    def auxiliary_parameters(self) -> list[nn.Parameter]:
-        """The objective's parameters that learn."""
-        return self.updater.parameters[len(self.block_parameters) :]
-
-    def _constrain(self) -> None:
-        """Let modules with a method `constrain_()` bring their weights back to where they belong.
-
-        Once at the start, and after every update.
-        """
-        for module in self.chain.modules():
-            constrain = getattr(module, "constrain_", None)
-            if callable(constrain):
-                constrain()
 
     def _intake(self, step: int, shard: int, message: Message) -> Message:
         """What the block learns from at `step`; a subclass may take another message's place."""
@@ -311,7 +236,7 @@ class BlockLearner:
         if not inputs:
             return []
         there = torch.zeros_like(pending.x) if back[0] is None else back[0]
-        return [self._gradient_post(self.index - 1, step, shard, origin, there)]
+        return [self.outbox.gradient(self.index - 1, step, shard, origin, there)]
 
     def _backward(
         self,
@@ -339,59 +264,6 @@ class BlockLearner:
         """The last gradient of a shard has come."""
         self.updater.end_shard(self._pending.pop((step, shard)).moments)
 
-    def _tail_start(self, tail: int | None) -> int:
-        """The number of the first parameter in the last `tail` units."""
-        if tail is None:
-            return 0
-        before = self.chain.units[: max(0, len(self.chain.units) - tail)]
-        return sum(p.requires_grad for p in before.parameters())
-
-    def _gradient_post(self, to: int, step: int, shard: int, origin: int, gradient: Tensor) -> Post:
-        key = Key("g", step, shard, origin)
-        taken = step + self.credit.delay(to, self.last)
-        until = taken if taken > step + self.delay else None
-        post = Post(block_name(to), key, self.codec.encode("gradient", gradient), until)
-        self.in_flight.keep([post], step + self.delay)
-        return post
-
-    def _post_on(self, key: Key, activation: Message, message: Message) -> Post:
-        on = {**activation, "y": outgoing(message["y"])}
-        if self.image and self.index + 1 < self.last:  # block K has the task loss
-            on["image"] = outgoing(message["image"] if self.index > 1 else message["x"])
-        return Post(block_name(self.index + 1), key, on)
-
-    def _tokens(self, message: Message) -> Tensor | None:
-        """The tokens that the activations belong to, where the network reads tokens."""
-        tokens = message["x"] if self.index == 1 else message.get("x.tokens")
-        return None if tokens is None or tokens.is_floating_point() else tokens
-
     def _told(self, message: Message, feedback: Message | None) -> Told:
-        image = (message["x"] if self.index == 1 else message.get("image")) if self.image else None
+        image = self.outbox.input_image(message)
         return Told(message["y"], feedback and self._local(feedback), image)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that training goes on from, by name.
-
-        `model.*` (names of the original module), `auxiliary.*`, `optimizer.*`, and what is under
-        way between steps: `sent.*` and, in subclasses, more.
-        """
-        state = {f"model.{n}": t for n, t in self.chain.original_state().items()}
-        if self.objective is not None:
-            state |= {f"auxiliary.{n}": t for n, t in self.objective.state_dict().items()}
-        state |= {f"optimizer.{n}": t for n, t in self.updater.state_dict().items()}
-        return state | {f"sent.{n}": t for n, t in self.in_flight.state_dict().items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load what `state_dict` returned (tensors are copied)."""
-        parts = partition_state(state)
-        self.chain.load_original_state(parts["model"])
-        if self.objective is not None:
-            self.objective.load_state_dict(parts["auxiliary"])
-        self.updater.load_state_dict(parts["optimizer"])
-        self.in_flight.load_state_dict(parts["sent"], self.device)
-
-    def _local(self, message: Message) -> Message:
-        return {n: t.to(self.device, non_blocking=True) for n, t in message.items()}
-
-    def _seeded(self, *keys: int | str):
-        return seeded(self.device, self.settings.seed, "block", self.index, *keys)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from learning.errors import UserError
-from learning.proximal import ProximalPreconditioner
-from learning.schedules import learning_rate_factor
+from learning.policies.proximal import ProximalPreconditioner
+from learning.policies.schedules import learning_rate_factor
 from learning.settings import (
     AdamWSettings,
     OptimizerSettings,

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from learning.block import BlockLearner, Pending
 from learning.credit import Reconcile
 from learning.errors import NonFiniteLossError
+from learning.learners.block import BlockLearner, Pending
 from learning.messages import Message, Post
-from learning.objectives import Assessment
+from learning.objectives.base import Assessment
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Learners: what carries a rule out on one block or one feedback module."""

@@ -1,0 +1,129 @@
+"""What a block is made of: its units, objective and optimizer, and the state of all that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from learning.credit import Credit
+from learning.learners.base import LearnerSettings, partition_state
+from learning.learners.outbox import Outbox
+from learning.learners.publishing import Publication, Reading
+from learning.messages import InFlight, Message
+from learning.numerics import Numerics, seeded
+from learning.objectives.base import Objective
+from learning.policies.choice import make_updater
+from learning.policies.codecs import Codec
+from learning.units import Chain, Unit
+
+
+@dataclass
+class Body:
+    """Block `index` of `last`.
+
+    Attributes:
+        receptor: turns an arriving gradient message into the gradient at this block's output.
+        publications: whose objectives read weights of this block.
+        reading: whose weights this block's objective reads.
+        image: whether the network's input goes along with the activations.
+        codec: how activations and gradients are written in messages of training.
+    """
+
+    index: int
+    last: int
+    units: Sequence[Unit]
+    objective: Objective | None
+    credit: Credit
+    settings: LearnerSettings
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    receptor: nn.Module | None = None
+    publications: Sequence[Publication] = ()
+    reading: Reading | None = None
+    image: bool = False
+    codec: Codec = field(default_factory=Codec)
+
+    def __post_init__(self) -> None:
+        self.chain = Chain(self.units)
+        self.numerics = Numerics(self.settings.precision, self.device)
+        self.numerics.prepare(self.chain)
+        self._constrain()
+        self.chain.train()  # whatever mode the user's module came in
+        named = [(self.chain.original_name(n), p) for n, p in self.chain.named_parameters()]
+        self.block_parameters = [p for _, p in named if p.requires_grad]
+        if self.objective is not None:
+            self.numerics.prepare(self.objective)
+            self.objective.train()
+            named += [(f"auxiliary.{n}", p) for n, p in self.objective.named_parameters()]
+        if self.receptor is not None:
+            self.numerics.prepare(self.receptor)
+        self.updater = make_updater(
+            named,
+            self.settings.optimizer,
+            self.settings.schedule,
+            self.settings.update,
+            module=self.chain,
+            index=self.index,
+            steps=self.settings.steps,
+            batch=self.settings.batch,
+        )
+        self.delay = self.credit.delay(self.index, self.last)
+        self.outbox = Outbox(
+            self.index, self.last, self.credit, self.codec, self.image, self.publications
+        )
+
+    @property
+    def in_flight(self) -> InFlight:
+        """What this block sent and will be taken in a later step."""
+        return self.outbox.in_flight
+
+    @property
+    def auxiliary_parameters(self) -> list[nn.Parameter]:
+        """The objective's parameters that learn."""
+        return self.updater.parameters[len(self.block_parameters) :]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that training goes on from, by name.
+
+        `model.*` (names of the original module), `auxiliary.*`, `optimizer.*`, and what is under
+        way between steps: `sent.*` and, in subclasses, more.
+        """
+        state = {f"model.{n}": t for n, t in self.chain.original_state().items()}
+        if self.objective is not None:
+            state |= {f"auxiliary.{n}": t for n, t in self.objective.state_dict().items()}
+        state |= {f"optimizer.{n}": t for n, t in self.updater.state_dict().items()}
+        return state | {f"sent.{n}": t for n, t in self.in_flight.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load what `state_dict` returned (tensors are copied)."""
+        parts = partition_state(state)
+        self.chain.load_original_state(parts["model"])
+        if self.objective is not None:
+            self.objective.load_state_dict(parts["auxiliary"])
+        self.updater.load_state_dict(parts["optimizer"])
+        self.in_flight.load_state_dict(parts["sent"], self.device)
+
+    def _constrain(self) -> None:
+        """Let modules with a method `constrain_()` bring their weights back to where they belong.
+
+        Once at the start, and after every update.
+        """
+        for module in self.chain.modules():
+            constrain = getattr(module, "constrain_", None)
+            if callable(constrain):
+                constrain()
+
+    def _tail_start(self, tail: int | None) -> int:
+        """The number of the first parameter in the last `tail` units."""
+        if tail is None:
+            return 0
+        before = self.chain.units[: max(0, len(self.chain.units) - tail)]
+        return sum(p.requires_grad for p in before.parameters())
+
+    def _local(self, message: Message) -> Message:
+        return {n: t.to(self.device, non_blocking=True) for n, t in message.items()}
+
+    def _seeded(self, *keys: int | str):
+        return seeded(self.device, self.settings.seed, "block", self.index, *keys)

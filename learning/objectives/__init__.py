@@ -1,0 +1,1 @@
+"""Objectives: local losses of blocks, and the auxiliary networks that belong to them."""

@@ -1,0 +1,1 @@
+"""Policies that any rule can use: codecs of messages, updates and schedules."""
