@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint results decoupling clean
+.PHONY: demo test lint results decoupling hops clean
 
 demo: $(INSTALLED)
 	$(BIN)/blocklocal train examples/digits.yaml
@@ -23,6 +23,9 @@ results: $(INSTALLED)
 
 decoupling: $(INSTALLED)
 	$(BIN)/python -m benchmarks.decoupling
+
+hops: $(INSTALLED)
+	$(BIN)/python -m benchmarks.hops
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

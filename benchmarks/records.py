@@ -18,8 +18,16 @@ from orchestrator.version import code_version, processor
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
-PAGES = {"accuracy": RESULTS / "cifar10/report.md", "decoupling": RESULTS / "decoupling.md"}
-"""The page whose first table stands between the README's markers of that name."""
+COMPARED = ("rule", "%", "perplexity", "std", "gap", "extra FLOPs", "largest block", "back a step")
+"""What the README shows of a comparison: columns whose titles hold one of these."""
+PAGES = {
+    "accuracy": (RESULTS / "cifar10/report.md", COMPARED),
+    "eight-blocks": (RESULTS / "cifar10-8-blocks/report.md", COMPARED),
+    "shakespeare": (RESULTS / "shakespeare/report.md", COMPARED),
+    "hops": (RESULTS / "hops.md", None),
+    "decoupling": (RESULTS / "decoupling.md", None),
+}
+"""The page whose first table stands between the README's markers of that name, and its columns."""
 
 
 def environment() -> dict[str, Any]:
@@ -49,17 +57,31 @@ def write(name: str, record: dict[str, Any], page: str) -> None:
 def update_readme() -> None:
     """Put the tables of all committed pages into the README."""
     readme = README.read_text(encoding="utf-8")
-    for name, path in PAGES.items():
-        readme = with_table(readme, name, path.read_text(encoding="utf-8"))
+    for name in PAGES:
+        readme = with_table(readme, name)
     _replace(README, readme)
 
 
-def with_table(readme: str, name: str, page: str) -> str:
-    """Put a page's first table between the README's markers for it."""
+def with_table(readme: str, name: str) -> str:
+    """Put a page's table between the README's markers for it."""
     begin, end = f"<!-- results:{name} -->\n", f"<!-- end:{name} -->\n"
     before, _, rest = readme.partition(begin)
     _, _, after = rest.partition(end)
-    return f"{before}{begin}\n{table_of(page)}\n{end}{after}"
+    return f"{before}{begin}\n{table(name)}\n{end}{after}"
+
+
+def table(name: str) -> str:
+    """What the README shows of a page: chosen columns of its first table."""
+    path, columns = PAGES[name]
+    lines = table_of(path.read_text(encoding="utf-8")).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    kept = [
+        i
+        for i, title in enumerate(rows[0])
+        if columns is None or any(word in title for word in columns)
+    ]
+    head, _, *body = ["| " + " | ".join(row[i] for i in kept) + " |\n" for row in rows]
+    return head + "|" + "---|" * len(kept) + "\n" + "".join(body)
 
 
 def table_of(page: str) -> str:
