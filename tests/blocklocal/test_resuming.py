@@ -84,7 +84,10 @@ def test_fit_goes_on_with_the_bits_of_an_undisturbed_run(tmp_path: Path, stopped
         ({"optimizer": {"lr": 0.5}}, "this run was made with optimizer = "),
         ({"rule": "local"}, "this run was made with rule = "),
         ({"model": _network(width=9)}, "0.bias has shape (9,) in this network and (16,) in "),
-        ({"model": nn.Sequential(nn.Linear(8, 4))}, "unit 1 is 0 in this network|0.bias has shape"),
+        (
+            {"model": nn.Sequential(nn.Linear(8, 4))},
+            "unit 2 is missing in this network and 1 in plan ",
+        ),
         ({"checkpoint": 5}, "there is no checkpoint 5 in "),
     ],
 )
@@ -96,7 +99,7 @@ def test_fit_does_not_go_on_with_something_else(
     model = arguments.pop("model", None) or _network()
     with pytest.raises(UserError) as caught:
         fit(model, blobs(), resume=stopped, **arguments)
-    assert any(str(caught.value).startswith(text) for text in said.split("|"))
+    assert str(caught.value).startswith(said)
     assert {k: v for k, v in listing(stopped).items() if k != "lock"} == before
 
 
