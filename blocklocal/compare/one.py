@@ -19,9 +19,9 @@ import torch
 
 from actors.operations import Span
 from blocklocal.clusters import cluster
+from blocklocal.compare.costs import measure_costs
 from blocklocal.compare.records import CODE, run_settings
 from blocklocal.config import RunConfig, make_config
-from blocklocal.costs import measure_costs
 from blocklocal.preparation import Prepared, prepare
 from blocklocal.training import train
 from learning.agreement import agreement

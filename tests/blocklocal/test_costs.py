@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from blocklocal.compare.costs import Costs, measure_costs
+from blocklocal.compare.meters import FlopMeter
 from blocklocal.config import make_config
-from blocklocal.costs import Costs, measure_costs
-from blocklocal.meters import FlopMeter
 from blocklocal.preparation import Prepared, prepare
 from learning.data import arrays_dataset
 from learning.errors import UserError

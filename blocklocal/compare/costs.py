@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from blocklocal.meters import FlopMeter, StepMeter
+from blocklocal.compare.meters import FlopMeter, StepMeter
 from blocklocal.preparation import Prepared
 from learning.build import Program
 from learning.credit import Guided
