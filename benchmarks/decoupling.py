@@ -228,10 +228,7 @@ def page(record: dict[str, Any]) -> str:
         f"{others:.1f} ms of CPU a step, {others / cores:.1f} ms on each of the {cores} cores that "
         "the blocks work on; the rest (transport threads in the blocks, caches) is not told apart.",
     ]
-    environment = record["environment"]
-    lines += ["", f"`{environment['command']}` on {environment['cores']} cores of "]
-    lines[-1] += f"{environment['processor']}, torch {environment['code']['torch']}, "
-    lines[-1] += f"ray {environment['code']['ray']}."
+    lines += ["", records.footer(record["environment"])]
     return "\n".join(lines) + "\n"
 
 

@@ -141,10 +141,7 @@ def page(record: dict[str, Any]) -> str:
                 f"[{ideal:.0f}]"
             )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    environment = record["environment"]
-    lines += ["", f"`{environment['command']}` on {environment['cores']} cores of "]
-    lines[-1] += f"{environment['processor']}, torch {environment['code']['torch']}, "
-    lines[-1] += f"ray {environment['code']['ray']}."
+    lines += ["", records.footer(record["environment"])]
     return "\n".join(lines) + "\n"
 
 

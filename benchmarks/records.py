@@ -45,6 +45,15 @@ def _module() -> list[str]:
     return [spec.name] if spec else [Path(sys.argv[0]).name]
 
 
+def footer(environment: dict[str, Any]) -> str:
+    """The last line of a page: how and where it was measured."""
+    code = environment["code"]
+    return (
+        f"`{environment['command']}` on {environment['cores']} cores of "
+        f"{environment['processor']}, torch {code['torch']}, ray {code['ray']}."
+    )
+
+
 def write(name: str, record: dict[str, Any], page: str) -> None:
     """Write `results/<name>.json` and the Markdown page made of it."""
     RESULTS.mkdir(exist_ok=True)

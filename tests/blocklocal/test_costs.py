@@ -15,7 +15,6 @@ from blocklocal.compare.meters import FlopMeter
 from blocklocal.config import make_config
 from blocklocal.preparation import Prepared, prepare
 from learning.data import arrays_dataset
-from learning.errors import UserError
 from learning.rules import RULES
 
 BATCH = 4
@@ -123,12 +122,12 @@ def test_the_network_stays_as_it_is() -> None:
     assert all(torch.equal(t, before[name]) for name, t in run.model.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", [rule.model_fields["kind"].default for rule in RULES])
+KINDS = {rule.model_fields["kind"].default for rule in RULES}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS - {"solo"}))  # that one reads tokens
 def test_every_rule_can_be_counted(kind: str) -> None:
-    try:
-        run = prepared({"kind": kind})
-    except UserError as error:
-        pytest.skip(str(error))  # it needs another network
+    run = prepared({"kind": kind})
     found = measure_costs(run)
     assert found.extra_parameters >= 0 and found.backprop_flops == BACKPROP_FLOPS
     assert found.flops > BACKPROP_FLOPS / 2
