@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint results decoupling hops clean
+.PHONY: demo test lint results throughput hop reach clean
 
 demo: $(INSTALLED)
 	$(BIN)/blocklocal train examples/digits.yaml
@@ -21,11 +21,14 @@ lint: $(INSTALLED)
 results: $(INSTALLED)
 	$(BIN)/python -m benchmarks.records
 
-decoupling: $(INSTALLED)
-	$(BIN)/python -m benchmarks.decoupling
+throughput: $(INSTALLED)
+	$(BIN)/python -m benchmarks.throughput
 
-hops: $(INSTALLED)
-	$(BIN)/python -m benchmarks.hops
+hop: $(INSTALLED)
+	$(BIN)/python -m benchmarks.hop
+
+reach: $(INSTALLED)
+	$(BIN)/python -m benchmarks.reach
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from learning.messages import Key, Message
 
@@ -16,9 +17,10 @@ class Mailbox:
     """Messages by key, delivered by transport threads and taken by the program's thread."""
 
     def __init__(self) -> None:
-        self._messages: dict[Key, Message] = {}
+        self._messages: dict[Key, tuple[Message, Callable[[], None] | None]] = {}
         self._changed = threading.Condition()
         self._error: Exception | None = None
+        self._when_failed: list[Callable[[], None]] = []
         self.waited_ns = 0
 
     @property
@@ -26,14 +28,25 @@ class Mailbox:
         """Whether the run ends."""
         return isinstance(self._error, StoppedError)
 
+    @property
+    def failed(self) -> bool:
+        """Whether `fail` was called."""
+        return self._error is not None
+
+    def when_failed(self, call: Callable[[], None]) -> None:
+        """Have a function called by `fail`."""
+        self._when_failed.append(call)
+
     def fail(self, error: Exception) -> None:
         """Let everyone who waits here, now or later, get this error instead."""
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
+        for call in self._when_failed:
+            call()
 
-    def put(self, key: Key, message: Message) -> None:
-        """Deliver a message.
+    def put(self, key: Key, message: Message, taken: Callable[[], None] | None = None) -> None:
+        """Deliver a message; `taken` is called in the thread that takes it.
 
         Raises:
             RuntimeError: when one with this key is waiting already.
@@ -41,7 +54,7 @@ class Mailbox:
         with self._changed:
             if key in self._messages:
                 raise RuntimeError(f"a second message {key} arrived before the first was taken")
-            self._messages[key] = message
+            self._messages[key] = (message, taken)
             self._changed.notify_all()
 
     def clear(self) -> None:
@@ -63,8 +76,10 @@ class Mailbox:
                 self.waited_ns += time.monotonic_ns() - started
             if self._error:
                 raise self._error
-            message = self._messages.pop(key)
+            message, taken = self._messages.pop(key)
             self._changed.notify_all()
+        if taken is not None:
+            taken()
         return message
 
     def wait_taken(self, key: Key) -> None:

@@ -11,6 +11,7 @@ from ray.actor import ActorClass
 from torch import Tensor
 
 from actors import wire
+from actors.direct import DirectChannel, Endpoint, Receiver
 from actors.execution import (
     BlockExecutor,
     Executor,
@@ -18,8 +19,9 @@ from actors.execution import (
     SourceExecutor,
 )
 from actors.mailbox import Mailbox, StoppedError
+from actors.memory import keep_freed_memory
 from actors.operations import Operation, Report
-from actors.transport import ObjectStoreChannel
+from actors.transport import Channel, ObjectStoreChannel
 from learning.build import Program, build_block, build_feedback
 from learning.data import AugmentSettings, Batches, Dataset, DataSettings, load_dataset
 from learning.messages import Key
@@ -37,7 +39,11 @@ def actor_device() -> torch.device:
 class _Shell:
     """What all actors share: mail, connections, running a chunk. Holds its executor."""
 
+    _receiver: Receiver  # of direct messages, once it listens
+    _secret: bytes
+
     def __init__(self, executor: Executor, device: torch.device) -> None:
+        keep_freed_memory()
         self._executor, self._device = executor, device
 
     @ray.method(concurrency_group=MAIL)
@@ -63,17 +69,38 @@ class _Shell:
         self._executor.mailbox.clear()
 
     @ray.method
-    def connect(self, channels: Mapping[str, tuple[Any, int | None]]) -> str | None:
-        """Set this actor's channels: name of the receiver to (receiving actor, window).
+    def identify(self) -> tuple[str | None, str]:
+        """The id of this actor, as Ray's errors give it, and that of its node."""
+        context = ray.get_runtime_context()
+        return context.get_actor_id(), context.get_node_id()
 
-        Returns:
-            The id of this actor, as Ray's errors give it.
+    @ray.method
+    def listen(self, name: str, secret: bytes, between_nodes: bool) -> Endpoint:
+        """Take direct messages from now on, as the actor of this name."""
+        node = ray.get_runtime_context().get_node_id()
+        host = ray.util.get_node_ip_address() if between_nodes else None
+        self._secret = secret
+        self._receiver = Receiver(
+            name, self._executor.mailbox, self._device, secret, node=node, host=host
+        )
+        return self._receiver.endpoint
+
+    @ray.method
+    def connect(self, channels: Mapping[str, tuple[Any, int | None]]) -> None:
+        """Set this actor's channels: name of the receiver to (peer, window).
+
+        A peer is the receiving actor, or its endpoint where it takes direct messages; this actor
+        then listens as well.
         """
         self._executor.channels = {
-            name: ObjectStoreChannel(receiver, window)
-            for name, (receiver, window) in channels.items()
+            name: self._channel(peer, window) for name, (peer, window) in channels.items()
         }
-        return ray.get_runtime_context().get_actor_id()
+
+    def _channel(self, peer: Any, window: int | None) -> Channel:
+        if not isinstance(peer, Endpoint):
+            return ObjectStoreChannel(peer, window)
+        me = self._receiver.endpoint
+        return DirectChannel(me.name, me.node, peer, self._secret, window)
 
     @ray.method
     def run(self, operations: Sequence[Operation]) -> Report:

@@ -1,4 +1,8 @@
-"""Channels: how a message gets from one actor to another, bounded by a window."""
+"""Channels: how a message gets from one actor to another, bounded by a window.
+
+This file has what all channels promise, and those through Ray's object store; `actors/direct.py`
+has those over sockets.
+"""
 
 from __future__ import annotations
 

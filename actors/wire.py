@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.staging import staging
 from learning.messages import Message
 
 Arrays = dict[str, np.ndarray]
@@ -21,63 +22,43 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 
 
 def encode(message: Message) -> Arrays:
-    """Turn contiguous tensors on any device into arrays on the host."""
-    arrays: Arrays = {}
-    for name, tensor in _to_host(message).items():
+    """Turn contiguous tensors on any device into arrays on the host.
+
+    The arrays of CPU tensors share their memory. Those of GPU tensors are complete, in memory that
+    is theirs as long as anything holds them (actors/staging.py).
+    """
+    tensors: Message = {}
+    for name, tensor in message.items():
         if tensor.dtype == torch.bfloat16:
-            arrays[name + _BFLOAT16] = tensor.view(torch.int16).numpy()
+            tensors[name + _BFLOAT16] = tensor.view(torch.int16)
         else:
-            arrays[name] = tensor.numpy()
-    return arrays
+            tensors[name] = tensor
+    fetched: Arrays = {}
+    for device in {t.device for t in tensors.values() if t.device.type == "cuda"}:
+        there = {name: t for name, t in tensors.items() if t.device == device}
+        fetched |= staging(device).fetch(there)
+    return {n: fetched[n] if n in fetched else t.numpy() for n, t in tensors.items()}
 
 
 def decode(arrays: Arrays, device: torch.device) -> Message:
-    """Turn arrays into tensors on `device`; on the CPU they share the arrays' memory."""
+    """Turn arrays into tensors on `device`; on the CPU they share the arrays' memory.
+
+    On a GPU the tensors are ready for work that is queued on its default stream from now on.
+    """
     message: Message = {}
     for name, array in arrays.items():
         tensor = torch.from_numpy(array)
         if name.endswith(_BFLOAT16):
             name, tensor = name.removesuffix(_BFLOAT16), tensor.view(torch.bfloat16)
-        if device.type == "cuda":
-            # Pinned memory lets the copy overlap with work on the device.
-            tensor = tensor.pin_memory().to(device, non_blocking=True)
-        elif tensor.data_ptr() % _ALIGNMENT:
+        if device.type != "cuda" and tensor.data_ptr() % _ALIGNMENT:
             tensor = tensor.clone()
         message[name] = tensor
-    return message
+    return staging(device).upload(message) if device.type == "cuda" else message
 
 
 def size(arrays: Arrays) -> int:
     """Bytes of all arrays."""
     return sum(a.nbytes for a in arrays.values())
-
-
-def _to_host(message: Message) -> Message:
-    devices = {t.device for t in message.values() if t.device.type == "cuda"}
-    if not devices:
-        return message
-    host = dict(message)
-    for device in devices:
-        side = _side_stream(device)
-        # The copies wait for the work that made the tensors, not for what is queued after it.
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for name, tensor in message.items():
-                if tensor.device == device:
-                    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-                    host[name] = pinned.copy_(tensor, non_blocking=True)
-                    tensor.record_stream(side)
-        side.synchronize()
-    return host
-
-
-_side_streams: dict[torch.device, torch.cuda.Stream] = {}
-
-
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    if device not in _side_streams:
-        _side_streams[device] = torch.cuda.Stream(device)
-    return _side_streams[device]
 
 
 def detach_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

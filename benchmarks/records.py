@@ -24,8 +24,9 @@ PAGES = {
     "accuracy": (RESULTS / "cifar10/report.md", COMPARED),
     "eight-blocks": (RESULTS / "cifar10-8-blocks/report.md", COMPARED),
     "shakespeare": (RESULTS / "shakespeare/report.md", COMPARED),
-    "hops": (RESULTS / "hops.md", None),
-    "decoupling": (RESULTS / "decoupling.md", None),
+    "reach": (RESULTS / "reach.md", None),
+    # Until `make throughput` has run: then throughput.md, and decoupling.* are deleted.
+    "throughput": (RESULTS / "decoupling.md", None),
 }
 """The page whose first table stands between the README's markers of that name, and its columns."""
 
@@ -54,12 +55,17 @@ def footer(environment: dict[str, Any]) -> str:
     )
 
 
-def write(name: str, record: dict[str, Any], page: str) -> None:
-    """Write `results/<name>.json` and the Markdown page made of it."""
-    RESULTS.mkdir(exist_ok=True)
-    _replace(RESULTS / f"{name}.json", json.dumps(record, indent=1) + "\n")
-    _replace(RESULTS / f"{name}.md", page)
-    update_readme()
+def write(name: str, record: dict[str, Any], page: str, directory: Path = RESULTS) -> None:
+    """Write `<name>.json` and the Markdown page made of it; where they are committed, also tables.
+
+    Args:
+        directory: made where it does not exist.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace(directory / f"{name}.json", json.dumps(record, indent=1) + "\n")
+    _replace(directory / f"{name}.md", page)
+    if directory == RESULTS:
+        update_readme()
     print(page)
 
 

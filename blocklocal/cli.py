@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,19 +16,22 @@ from rich.console import Console
 from rich.table import Table
 
 from blocklocal import doctor as checks
+from blocklocal import simulating
 from blocklocal.clusters import cluster
-from blocklocal.compare.command import INTERRUPTED, Comparison
 from blocklocal.config import RunConfig, load_config, make_config
 from blocklocal.inference import evaluate_model, load_run
 from blocklocal.observers import Progress
-from blocklocal.preparation import prepare
+from blocklocal.preparation import Prepared, prepare
 from blocklocal.resuming import check_given, check_resumable, start_of
 from blocklocal.training import Result, resume, train
 from learning.errors import UserError
+from learning.rules import Backprop
+from orchestrator.costs import measure_costs
 from orchestrator.engine import ActorLostError
+from orchestrator.findings import sentences
+from orchestrator.findings import table as cost_table
 from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import export as export_state
-from orchestrator.timeline import draw
 from orchestrator.trace import concurrency, idle_shares, read_spans, write_trace
 
 app = App(
@@ -154,10 +159,28 @@ def _step(run: RunDirectory, checkpoint: str | None) -> int:
 def plan_command(
     *words: Annotated[str, Parameter(help="a YAML file, then dotted.key=value settings")],
     save: Annotated[Path | None, Parameter(help="also write the plan as JSON")] = None,
+    simulate: Annotated[bool, Parameter(help="predict every schedule on more devices")] = False,
+    described: Annotated[
+        Path | None, Parameter(name="--cluster", help="YAML of a cluster; else messages are free")
+    ] = None,
+    devices: Annotated[str | None, Parameter(help="how many, such as 2,8,64,1024")] = None,
+    picture: Annotated[Path | None, Parameter(help="of the prediction, with JSON beside")] = None,
 ) -> None:
-    """Print how a network is cut into blocks."""
+    """Print how a network is cut into blocks, and with --simulate what more devices would do."""
+    if not simulate and (described, devices, picture) != (None, None, None):
+        raise UserError("--cluster, --devices and --picture go with --simulate: add it")
+    machines = simulating.described(described)
+    numbers = simulating.counts(devices, machines) if simulate else []
+    simulating.check_picture(picture)
     prepared = prepare(_configuration(words))
     console.print(prepared.plan.table())
+    _limits(prepared)
+    if simulate:
+        rows = simulating.predict(prepared, machines, numbers, _say)
+        console.print(simulating.table(rows, prepared.config.training.shards))
+        if picture is not None:
+            simulating.save(rows, picture, machines)
+            _say(f"wrote {picture} and {picture.with_suffix('.json')}")
     if save is not None:
         if save.exists():
             raise UserError(f"{save} exists: choose another file or remove it")
@@ -167,9 +190,30 @@ def plan_command(
             raise UserError(f"cannot write {save} ({error.strerror}): choose another") from error
 
 
+def _limits(prepared: Prepared) -> None:
+    """Measure the operations of the run here; say what they cost and what limits it."""
+    program, blocks = prepared.program, prepared.plan.units_of_blocks(prepared.units)
+    gpus = prepared.config.engine.resources.gpus > 0 and torch.cuda.is_available()
+    measure = partial(
+        measure_costs,
+        blocks=blocks,
+        batches=prepared.batches,
+        threads=prepared.threads,
+        device=torch.device("cuda" if gpus else "cpu"),
+    )
+    costs, plain = measure(program), None
+    if not isinstance(program.rule, Backprop):
+        plain = measure(replace(program, rule=Backprop()))
+    console.print(cost_table(program, costs))
+    for sentence in sentences(program, costs, plain):
+        _say(sentence)
+
+
 @app.command(name="timeline")
 def timeline_command(run: Path) -> None:
     """Write a run's timeline: trace.json for Perfetto, and timeline.png."""
+    from orchestrator.timeline import draw  # here, as in `compare`: training does without pictures
+
     directory = RunDirectory.open(run)
     spans = read_spans(directory.path / "spans.jsonl")
     if not spans:
@@ -199,6 +243,8 @@ def compare_command(
     dry_run: Annotated[bool, Parameter(help="check everything, list what would run")] = False,
 ) -> int:
     """Run a study, rules x networks x blocks x seeds, or go on with it; write its report."""
+    from blocklocal.compare.command import INTERRUPTED, Comparison
+
     if workers is not None and workers < 1:
         raise UserError(f"--workers = {workers} is not possible: give 1 or more")
     if sum((adopt is not None, report, dry_run)) > 1:

@@ -28,6 +28,7 @@ from learning.settings import (
     Settings,
     UpdateSettings,
 )
+from orchestrator.engine import Transport
 from orchestrator.placement import ResourceSettings
 from orchestrator.plan import BlocksSettings
 from tuning.tracking import TrackingSettings
@@ -62,6 +63,9 @@ class EngineSettings(Settings):
     kind: Literal["ray", "sequential"] = "ray"
     address: str | None = Field(default=None, description="of a Ray cluster; null: a local one")
     window: int = Field(default=3, ge=1, description="steps a block may run ahead of the next")
+    transport: Transport = Field(
+        default="object_store", description="of messages: Ray's object store, or sockets (direct)"
+    )
     resources: ResourceSettings = ResourceSettings()
 
 

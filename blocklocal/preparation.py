@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import ray
 import torch
 from torch import Tensor, nn
 
+from blocklocal.balancing import RuleCosts
 from blocklocal.config import RunConfig
 from blocklocal.resuming import with_absolute_paths
 from learning.build import Program
@@ -20,6 +22,7 @@ from learning.learners.base import LearnerSettings
 from learning.networks import GPTSettings, build_network
 from learning.numerics import Numerics
 from learning.policies.subspace import rank_of
+from learning.rules import Backprop
 from learning.units import Unit, units_of
 from orchestrator.placement import even_cpus, free_resources
 from orchestrator.plan import Plan, make_plan
@@ -84,8 +87,10 @@ def prepare(
     units = units_of(model)
     model.to(dtype=_numerics(config).dtype)
     threads = config.engine.resources.threads or max(1, _cores() // config.blocks.count)
+    steps = training.steps or max(1, round(training.epochs * batches.steps_per_epoch))
+    program_of = partial(_program, config, dataset, model, steps)
     if plan is None:
-        plan = _plan(config, units, dataset, threads)
+        plan = _plan(config, units, dataset, batches, program_of, threads)
     else:  # what actors reserve may change on resuming
         cpus, gpus = _cpus(config, len(plan.blocks)), config.engine.resources.gpus
         reserved = (b.model_copy(update={"cpus": cpus, "gpus": gpus}) for b in plan.blocks)
@@ -96,28 +101,7 @@ def prepare(
                 f"{plan.blocks[0].input_shape}: resume it with its own data"
             )
     _check_output(plan.blocks[-1].output_shape, dataset)
-    steps = training.steps or max(1, round(training.epochs * batches.steps_per_epoch))
-    learner_settings = LearnerSettings(
-        optimizer=config.optimizer,
-        schedule=config.schedule,
-        precision=config.precision,
-        seed=training.seed,
-        batch=training.batch,
-        shards=training.shards,
-        steps=steps,
-        update=config.update,
-        codec=config.codec,
-    )
-    shapes = tuple(b.output_shape for b in plan.blocks)
-    program = Program(
-        config.rule,
-        learner_settings,
-        shapes,
-        dataset.classes,
-        input_shape=dataset.input_shape,
-        target_shape=dataset.target_shape,
-        subspace=rank_of(model),
-    )
+    program = program_of(tuple(b.output_shape for b in plan.blocks))
     shard = _sample(config, dataset, training.batch // training.shards)
     check_program(program, plan.units_of_blocks(units), shard)
     every = training.evaluate_every or batches.steps_per_epoch
@@ -132,6 +116,37 @@ def prepare(
         Schedule(steps, every),
         threads,
         in_memory,
+    )
+
+
+def _program(
+    config: RunConfig,
+    dataset: Dataset,
+    model: nn.Module,
+    steps: int,
+    output_shapes: Sequence[tuple[int, ...]],
+) -> Program:
+    """The configuration's rule for blocks with these outputs."""
+    training = config.training
+    settings = LearnerSettings(
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        precision=config.precision,
+        seed=training.seed,
+        batch=training.batch,
+        shards=training.shards,
+        steps=steps,
+        update=config.update,
+        codec=config.codec,
+    )
+    return Program(
+        config.rule,
+        settings,
+        tuple(output_shapes),
+        dataset.classes,
+        input_shape=dataset.input_shape,
+        target_shape=dataset.target_shape,
+        subspace=rank_of(model),
     )
 
 
@@ -196,15 +211,26 @@ def _sample(config: RunConfig, dataset: Dataset, rows: int) -> Tensor:
     return torch.zeros(rows, *dataset.input_shape, dtype=dtype)
 
 
-def _plan(config: RunConfig, units: Sequence[Unit], dataset: Dataset, threads: int) -> Plan:
-    """Cut the network by what its units take as they will run: in type, and in threads."""
-    numerics = _numerics(config)
-    sample = _sample(config, dataset, config.training.batch)
+def _plan(
+    config: RunConfig,
+    units: Sequence[Unit],
+    dataset: Dataset,
+    batches: Batches,
+    program_of: Callable[[Sequence[tuple[int, ...]]], Program],
+    threads: int,
+) -> Plan:
+    """Cut the network by what it takes as it will run: in type, in threads, under the rule."""
+    numerics, training, balance = _numerics(config), config.training, config.blocks.balance
+    sample = _sample(config, dataset, training.batch)
     cpus, gpus = _cpus(config, config.blocks.count), config.engine.resources.gpus
+    measure = None
+    if balance != "parameters" and not isinstance(config.rule, Backprop):
+        shard = sample[: training.batch // training.shards]
+        measure = RuleCosts(program_of, batches, shard, balance=balance, threads=threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with numerics.autocast():
-            return make_plan(units, config.blocks, sample, cpus=cpus, gpus=gpus)
+            return make_plan(units, config.blocks, sample, cpus=cpus, gpus=gpus, measure=measure)
     finally:
         torch.set_num_threads(before)

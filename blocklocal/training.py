@@ -15,6 +15,7 @@ from blocklocal.config import dotted
 from blocklocal.observers import TrackingObserver
 from blocklocal.preparation import Prepared
 from blocklocal.resuming import check_same_network, recorded, start_of
+from learning.data import Dataset
 from orchestrator.engine import RayEngine
 from orchestrator.events import Engine
 from orchestrator.inline import InlineEngine, Probe
@@ -24,6 +25,8 @@ from orchestrator.tensors import State, export, model_state
 from orchestrator.trainer import Observer, Trainer
 from orchestrator.version import code_version
 from tuning.tracking import Tracker
+
+SHIPPED_BYTES = 16 * 2**20  # a larger data set is read where its batches are made
 
 
 @dataclass
@@ -57,12 +60,19 @@ def _engine(prepared: Prepared, probe: Probe | None = None) -> Engine:
         prepared.program,
         prepared.plan,
         blocks,
-        prepared.dataset if prepared.in_memory else config.data,
+        prepared.dataset if prepared.in_memory or _small(prepared.dataset) else config.data,
         config.data.augment,
         evaluation_batch=config.training.evaluation_batch,
         threads=prepared.threads,
         window=config.engine.window,
+        transport=config.engine.transport,
     )
+
+
+def _small(dataset: Dataset) -> bool:
+    """Whether the source gets these rows sooner from here than by reading them once more."""
+    splits = (dataset.train, dataset.validation, dataset.test)
+    return sum(s.x.nbytes + s.y.nbytes for s in splits) <= SHIPPED_BYTES
 
 
 def train(

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learning.build import Program, build_block, build_feedback
+from learning.build import CPU, Program, build_block, build_feedback
 from learning.credit import Delayed, Reconcile
 from learning.errors import UserError
 from learning.learners.reconciling import ReconcilingBlock
 from learning.messages import Message
+from learning.numerics import seeded
 from learning.objectives.base import Told
 from learning.policies.choice import check_update
+from learning.policies.compiled import check_compile, check_units
 from learning.rules import BLL
 from learning.settings import SubspaceCodecSettings
 from learning.units import Unit
@@ -60,6 +62,8 @@ def check_program(program: Program, blocks: Sequence[Sequence[Unit]], sample: Te
         _check_one_sample(program, blocks, sample)
     if isinstance(program.rule.credit, Reconcile):
         _check_second_order(program, blocks, sample)
+    if program.settings.precision.compile != "none":
+        _check_units(program, blocks, sample)
 
 
 @torch.no_grad()
@@ -77,6 +81,18 @@ def _check_one_sample(program: Program, blocks: Sequence[Sequence[Unit]], sample
                     f"block {k} cannot train on a shard of 1 sample ({reason}): use a larger "
                     "training.batch, fewer training.shards, or no batch normalisation"
                 ) from error
+
+
+def _check_units(program: Program, blocks: Sequence[Sequence[Unit]], sample: Tensor) -> None:
+    """Trace copies of all blocks: what an actor would compile."""
+    x = sample
+    for k, units in enumerate(blocks, start=1):
+        learner = build_block(program, k, copy.deepcopy(list(units)))
+        x = learner.numerics.arrange(x)
+        with seeded(CPU, program.settings.seed, "check", k), learner.numerics.autocast():
+            check_units(learner.chain, program.settings.precision, k, x)
+            with torch.no_grad():
+                x = learner.chain(x)
 
 
 def _tables(program: Program) -> dict[int, Message]:
@@ -107,6 +123,13 @@ def _check_combinations(program: Program) -> None:
         shards=settings.shards,
         losses=max(len(hop.sources(k, program.blocks)) for hop in credit.hops() for k in blocks),
         second_order=isinstance(credit, Reconcile) or compensated,
+    )
+    check_compile(
+        settings.precision,
+        settings.update,
+        credit,
+        blocks=program.blocks,
+        shards=settings.shards,
     )
     if rule.batch_coupled and settings.shards > 1:
         raise UserError(

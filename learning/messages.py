@@ -62,6 +62,11 @@ def outgoing(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().view(-1).view(tensor.shape)
 
 
+def message_bytes(message: Message) -> int:
+    """Bytes of a message's tensors."""
+    return sum(tensor.nbytes for tensor in message.values())
+
+
 _EMPTY = "-"  # no tensor is called so: stands for a message without tensors
 
 

@@ -91,10 +91,13 @@ ScheduleSettings = Annotated[
 
 
 class PrecisionSettings(Settings):
-    """The numeric policy of a block: what it computes in, how images lie in memory."""
+    """The numeric policy of a block: what it computes in, layout of images, which kernels."""
 
     compute: Literal["float32", "bfloat16", "float64"] = "float32"
     memory_format: Literal["contiguous", "channels-last"] = "contiguous"
+    compile: Literal["none", "inductor", "cuda-graphs"] = Field(
+        default="none", description="how a block's units run in training: one by one, or as one"
+    )
 
 
 class UpdateSettings(Settings):

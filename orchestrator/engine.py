@@ -6,15 +6,17 @@ queued at each so that none runs dry, and puts the reports together again by ste
 
 from __future__ import annotations
 
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 from torch import Tensor
 
+from actors.direct import PeerLostError
 from actors.operations import Operation, Report, Span
 from actors.shells import actor_classes
 from learning.build import Program
@@ -32,6 +34,8 @@ from orchestrator.program import (
     feedback_program,
     source_program,
 )
+
+Transport = Literal["object_store", "direct"]
 
 CHUNK_SECONDS = 0.5  # a chunk lasts about this long: reports stay fresh, calls stay rare
 CHUNKS_QUEUED = 2
@@ -76,6 +80,7 @@ class RayEngine:
         evaluation_batch: int,
         threads: int,
         window: int,
+        transport: Transport = "object_store",
     ) -> None:
         """Start all actors and connect them.
 
@@ -83,9 +88,10 @@ class RayEngine:
             data: settings that the source loads by itself, or a data set in memory.
             threads: torch threads of each actor.
             window: steps that a block may run ahead of the next one.
+            transport: how messages travel between actors.
 
         Raises:
-            UserError: when the plan does not fit the cluster.
+            UserError: when the plan does not fit the cluster, or an actor cannot reach another.
         """
         self._placement = Placement(plan)
         self._actors: list[_Queue] = []
@@ -120,25 +126,27 @@ class RayEngine:
                 start(feedback_actor, feedback_name(k), k, share, program, k, threads)
                 for k in range(1, feedback_modules + 1)
             ]
-            ids = self._call(self._actors, self._connect(messages))
-            self._names = {i: a.name for i, a in zip(ids, self._actors, strict=True)}
+            self._connect(messages, transport)
         except BaseException:
             self.close()
             raise
 
-    def _connect(self, messages: int) -> list[ray.ObjectRef[Any]]:
-        """Wire the streams: activations forward, gradients and tables back, readouts across.
-
-        Returns:
-            A call for each of `self._actors`, in their order, that returns the actor's id.
-        """
-        actors = {actor.name: actor.handle for actor in self._actors}
+    def _connect(self, messages: int, transport: Transport) -> None:
+        """Wire the streams: activations forward, gradients and tables back, readouts across."""
+        all_of_them = self._actors
+        known = self._call(all_of_them, [a.handle.identify.remote() for a in all_of_them])
+        self._names = {i: a.name for (i, _), a in zip(known, all_of_them, strict=True)}
+        peers = {actor.name: actor.handle for actor in all_of_them}
+        if transport == "direct":
+            secret, between_nodes = secrets.token_bytes(32), len({node for _, node in known}) > 1
+            listening = [a.handle.listen.remote(a.name, secret, between_nodes) for a in all_of_them]
+            peers = {e.name: e for e in self._call(all_of_them, listening)}
         calls = []
-        for actor in self._actors:
+        for actor in all_of_them:
             windows = channels(self._program, actor.name, messages)
-            connected = {name: (actors[name], window) for name, window in windows.items()}
+            connected = {name: (peers[name], window) for name, window in windows.items()}
             calls.append(actor.handle.connect.remote(connected))
-        return calls
+        self._call(all_of_them, calls)
 
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
         actors = [*self._blocks, *self._feedback]
@@ -216,12 +224,26 @@ class RayEngine:
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, UserError):
             return cause
+        if isinstance(cause, PeerLostError):
+            return self._why_lost(cause)
         if not isinstance(cause, RayActorError):
             return error
         if cause is not error:  # `name` is alive and was sending to the one that is not
             name = self._names.get(cause.actor_id, f"a neighbour of {name}")
         how = "could not start" if cause.actor_init_failed else "was lost"
         return ActorLostError(f"{name} {how}: {cause}")
+
+    def _why_lost(self, loss: PeerLostError) -> Exception:
+        """A neighbour noticed first; Ray knows more as soon as the lost actor's call fails."""
+        lost = next(actor for actor in self._actors if actor.name == loss.peer)
+        calls = list(lost.calls)
+        if calls and ray.wait(calls, timeout=STOPPING_SECONDS)[0]:
+            try:
+                ray.get(calls)
+            except (RayTaskError, RayActorError) as error:
+                if not isinstance(getattr(error, "cause", None), PeerLostError):
+                    return self._root_cause(lost.name, error)
+        return ActorLostError(f"{lost.name} was lost: its connection ended")
 
     def _call(self, actors: Sequence[_Queue], calls: Sequence[ray.ObjectRef[Any]]) -> list[Any]:
         return [self._result(a.name, c) for a, c in zip(actors, calls, strict=True)]

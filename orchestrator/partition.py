@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 from learning.errors import UserError
@@ -44,6 +44,61 @@ def partition(costs: Sequence[float], blocks: int) -> list[int]:
     # second pass may compare them with the optimum of the first exactly.
     prefix = [0, *accumulate(costs)]
     return _most_even(prefix, blocks, _smallest_maximum(prefix, blocks))
+
+
+Measure = Callable[[tuple[int, ...]], Sequence[float] | None]
+"""The costs of the blocks of a cut, given as the blocks' sizes; None where it cannot be had."""
+
+WORTH_MOVING = 0.98
+"""A measured cut must be this much better than the last: less may be the noise of a clock."""
+
+
+def refine(sizes: Sequence[int], measure: Measure) -> list[int]:
+    """Move cuts by one unit while the measured slowest block gets faster.
+
+    What a block costs under a rule is no sum over its units: its auxiliary network depends on where
+    the cut is. So whole cuts are measured, beginning with the one that units alone suggest. From
+    the best so far, the slowest block (the first of several) gives a unit to a neighbour: first to
+    the one that costs less, to the earlier one of equals. The first move that makes the slowest
+    block faster by 2 % is taken and the search goes on from there; when none is, it ends. This
+    finds a cut from which no single move of the slowest block's units helps, not always the best.
+
+    Args:
+        sizes: of the blocks of the first cut.
+        measure: asked once for each cut. Returning None, as for a cut that cannot run or when
+            time is up, passes the cut over.
+
+    Returns:
+        The sizes of the best cut measured; those of the first where it was not measured.
+    """
+    best = tuple(sizes)
+    costs = measure(best)
+    asked = {best}
+    while costs is not None:
+        limit = max(costs) * WORTH_MOVING
+        for candidate in _moves(best, costs):
+            if candidate in asked:
+                continue
+            asked.add(candidate)
+            found = measure(candidate)
+            if found is not None and max(found) < limit:
+                best, costs = candidate, found
+                break
+        else:
+            break
+    return list(best)
+
+
+def _moves(sizes: tuple[int, ...], costs: Sequence[float]) -> Iterator[tuple[int, ...]]:
+    """The cuts in which the slowest block has one unit less, the better neighbour first."""
+    slowest = costs.index(max(costs))
+    neighbours = [i for i in (slowest - 1, slowest + 1) if 0 <= i < len(sizes)]
+    for neighbour in sorted(neighbours, key=lambda i: (costs[i], i)):
+        if sizes[slowest] > 1:
+            moved = list(sizes)
+            moved[slowest] -= 1
+            moved[neighbour] += 1
+            yield tuple(moved)
 
 
 def _smallest_maximum(prefix: Sequence[float], blocks: int) -> float:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 import ray
-from pydantic import Field
+from pydantic import Field, field_validator
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 CREATION_SECONDS = 60.0
 COUNTING_SECONDS = 10.0
+LEAST_GPUS = 0.01
 
 
 class ResourceSettings(Settings):
@@ -32,6 +33,17 @@ class ResourceSettings(Settings):
     gpus: float = Field(default=0.0, ge=0, le=1, description="a block works on one device")
     threads: int | None = Field(default=None, ge=1, description="null: cores / blocks, at least 1")
 
+    @field_validator("gpus")
+    @classmethod
+    def _enough_to_count(cls, gpus: float) -> float:
+        # Ray counts in ten-thousandths, and an actor whose share rounds to 0 would see no GPU.
+        if 0 < gpus < LEAST_GPUS:
+            raise ValueError(
+                f"engine.resources.gpus = {gpus} is below {LEAST_GPUS}: use 0 for the CPU, or 1 / "
+                "(blocks on a GPU)"
+            )
+        return gpus
+
 
 def even_cpus(available: float, blocks: int) -> float:
     """CPUs a block when they are shared evenly: at most 1, in hundredths."""
@@ -41,6 +53,8 @@ def even_cpus(available: float, blocks: int) -> float:
 def check_fit(plan: Plan, nodes: Sequence[dict[str, float]]) -> None:
     """Check that every block's bundle finds room, by first fit of the largest.
 
+    A block's share of a GPU lies on one GPU: two with a third free each have no room for a half.
+
     Args:
         plan: with the CPUs and GPUs of each block.
         nodes: free resources of each node, `CPU` and `GPU`.
@@ -48,13 +62,14 @@ def check_fit(plan: Plan, nodes: Sequence[dict[str, float]]) -> None:
     Raises:
         UserError: naming what is asked, what there is, and the fix.
     """
-    free = [dict(node) for node in nodes]
+    free = [{"CPU": node.get("CPU", 0.0), **_each_gpu(node)} for node in nodes]
     for block in sorted(plan.blocks, key=lambda b: (b.gpus, b.cpus), reverse=True):
-        asked = {"CPU": block.cpus, "GPU": block.gpus}
         for node in free:
-            if all(node.get(name, 0.0) + 1e-9 >= amount for name, amount in asked.items()):
-                for name, amount in asked.items():
-                    node[name] = node.get(name, 0.0) - amount
+            gpu = next((n for n in node if n != "CPU" and node[n] + 1e-9 >= block.gpus), None)
+            if node["CPU"] + 1e-9 >= block.cpus and (gpu is not None or not block.gpus):
+                node["CPU"] -= block.cpus
+                if gpu is not None:
+                    node[gpu] -= block.gpus
                 break
         else:
             total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
@@ -69,6 +84,18 @@ def check_fit(plan: Plan, nodes: Sequence[dict[str, float]]) -> None:
                 f"{total['CPU']:g} and {total['GPU']:g} free: lower blocks.count, "
                 "engine.resources.cpus or engine.resources.gpus, or add nodes"
             )
+
+
+def _each_gpu(node: dict[str, float]) -> dict[str, float]:
+    """A node's free GPUs one by one: whole ones, then what is left of one.
+
+    Ray tells their sum. Where others have taken parts of several, this sees more room than there
+    is, and the reservation decides.
+    """
+    total = node.get("GPU", 0.0)
+    whole = int(total + 1e-9)
+    left = max(0.0, total - whole)
+    return {f"GPU {i}": 1.0 for i in range(whole)} | {f"GPU {whole}": left}
 
 
 class Placement:

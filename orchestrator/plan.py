@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Sequence
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Literal, Self
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from learning.errors import UserError
 from learning.settings import Settings
 from learning.units import Unit, check_ownership, split
-from orchestrator.partition import partition
+from orchestrator.partition import partition, refine
 from orchestrator.profile import (
     UnitProfile,
     UnitSize,
@@ -24,6 +24,9 @@ from orchestrator.profile import (
     measure_units,
     profile_units,
 )
+
+BlockCosts = Callable[[list[list[Unit]], list[tuple[int, ...]]], Sequence[float] | None]
+"""The units and output shapes of blocks to what each costs; None where that cannot be had."""
 
 
 class BlocksSettings(Settings):
@@ -170,11 +173,14 @@ def make_plan(
     cpus: float = 1.0,
     gpus: float = 0.0,
     profile: bool = True,
+    measure: BlockCosts | None = None,
 ) -> Plan:
     """Cut `units` into blocks.
 
-    Balancing by memory adds up what the units keep when run alone; what a block reports is
-    measured with its units in a row, and can be less.
+    By time and by memory, a cut is found in two steps. The first is exact for what the units take
+    or keep when run alone. The second, where `measure` is given, moves cuts while that says that
+    the largest block gets smaller: see `orchestrator.partition.refine`. Without it, as for
+    backprop, whose blocks are nothing but their units, the first cut stays.
 
     Args:
         units: all units of the network, in order.
@@ -183,6 +189,7 @@ def make_plan(
         cpus: CPUs each block's actor reserves.
         gpus: GPUs each block's actor reserves.
         profile: time the units to fill `time_share`; balancing by time needs it and does it anyway.
+        measure: what the blocks of a cut cost under the rule, in time or in memory.
 
     Raises:
         UserError: for impossible cuts, a unit that fails on its input, or a tensor two blocks own.
@@ -195,8 +202,11 @@ def make_plan(
     sizes = profile_units(units, sample) if timed else measure_units(units, sample)
     if blocks is None:
         costs = [_cost(size, settings.balance) for size in sizes]
-        blocks = _group(units, partition(costs, settings.count))
-        check_ownership(blocks)
+        counts = partition(costs, settings.count)
+        check_ownership(_group(units, counts))
+        if measure is not None and settings.balance != "parameters" and settings.count > 1:
+            counts = refine(counts, lambda counts: _measured(units, sizes, counts, measure))
+        blocks = _group(units, counts)
     activations = block_activation_bytes(blocks, sample)
     total = sum(_seconds(size) for size in sizes)
     plans, start, shape = [], 0, tuple(sample.shape[1:])
@@ -222,6 +232,20 @@ def make_plan(
         )
         start, shape = start + len(block), own[-1].output_shape
     return Plan(blocks=tuple(plans))
+
+
+def _measured(
+    units: Sequence[Unit],
+    sizes: Sequence[UnitSize],
+    counts: Sequence[int],
+    measure: BlockCosts,
+) -> Sequence[float] | None:
+    blocks = _group(units, counts)
+    try:
+        check_ownership(blocks)
+    except UserError:
+        return None  # units that share a tensor stay together
+    return measure(blocks, [sizes[end - 1].output_shape for end in accumulate(counts)])
 
 
 def _cost(size: UnitSize, balance: Literal["time", "memory", "parameters"]) -> float:

@@ -56,7 +56,7 @@ def measure_units(units: Sequence[Unit], sample: Tensor) -> list[UnitSize]:
         UserError: for a unit that does not accept its input or cannot be copied.
     """
     sizes, x = [], sample
-    with _isolated(sample.device):
+    with isolated(sample.device):
         for unit in units:
             size, x = _measure(unit, _copy(unit, sample.device), x)
             sizes.append(size)
@@ -79,7 +79,7 @@ def profile_units(units: Sequence[Unit], sample: Tensor, repeats: int = 3) -> li
     if repeats < 1:
         raise UserError(f"repeats = {repeats} is less than 1: use at least 1 timed run")
     profiles, x = [], sample
-    with _isolated(sample.device):
+    with isolated(sample.device):
         for unit in units:
             module = _copy(unit, sample.device)
             _timed_run(unit, module, x)  # warm-up: kernel selection and allocation happen here
@@ -102,7 +102,7 @@ def block_activation_bytes(blocks: Sequence[Sequence[Unit]], sample: Tensor) -> 
     output of a ReLU that is the input of the next layer. `sample` (B, ...) is the first input.
     """
     result, x = [], sample
-    with _isolated(sample.device):
+    with isolated(sample.device):
         for block in blocks:
             chain = [(unit, _copy(unit, sample.device)) for unit in block]
             x, saved = _forward_saving(chain, x)
@@ -111,7 +111,8 @@ def block_activation_bytes(blocks: Sequence[Sequence[Unit]], sample: Tensor) -> 
 
 
 @contextmanager
-def _isolated(device: torch.device) -> Iterator[None]:
+def isolated(device: torch.device) -> Iterator[None]:
+    """Put torch's generators back afterwards; gradients are on inside."""
     # The generators are named: by default fork_rng copies that of every GPU and warns.
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
@@ -206,21 +207,22 @@ def _timed_run(unit: Unit, module: nn.Module, x: Tensor) -> tuple[float, float]:
     """Run forward and backward once on `x` (B, ...); return both times in seconds."""
     module.zero_grad(set_to_none=True)
     _, inputs = _input(x)
-    start = _now(x.device)
+    start = now(x.device)
     y = _call(unit, module, inputs)
-    middle = _now(x.device)
+    middle = now(x.device)
     if not y.requires_grad:
         return middle - start, 0.0
     gradient = torch.ones_like(y)
-    before = _now(x.device)
+    before = now(x.device)
     try:
         y.backward(gradient)
     except Exception as error:  # a module may raise anything
         raise _failure(unit, tuple(x.shape), error) from error
-    return middle - start, _now(x.device) - before
+    return middle - start, now(x.device) - before
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # kernels run asynchronously: wait for them
     return time.perf_counter()

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-
-from torch import Tensor, nn
 
 from blocklocal.compare.meters import FlopMeter, StepMeter
 from blocklocal.preparation import Prepared
@@ -21,6 +18,7 @@ from learning.credit import Guided
 from learning.messages import block_name, feedback_name
 from learning.rules import Backprop
 from learning.sequential import SequentialEngine
+from orchestrator.memory import persistent
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def measure_costs(prepared: Prepared) -> Costs:
     own = {id(p): p for b in engine.blocks for u in b.units for p in u.module.parameters()}
     trained = {id(p): p for learner in learners.values() for p in learner.updater.parameters}
     network = sum(p.numel() for p in own.values() if p.requires_grad)
-    meter = StepMeter({t.untyped_storage().data_ptr() for t in _persistent(learners.values())})
+    meter = StepMeter(t for learner in learners.values() for t in persistent(learner))
     for name, learner in learners.items():
         meter.follow(name, learner)
     batch = {shard: prepared.batches.shard(0, shard) for shard in range(steady.settings.shards)}
@@ -103,11 +101,3 @@ def _period(prepared: Prepared) -> int:
 def _engine(prepared: Prepared, program: Program) -> SequentialEngine:
     blocks = prepared.plan.units_of_blocks(prepared.units)
     return SequentialEngine(program, [copy.deepcopy(block) for block in blocks])
-
-
-def _persistent(learners: Iterable[object]) -> Iterator[Tensor]:
-    """Parameters and buffers, which exist with or without a backward pass."""
-    for learner in learners:
-        for module in vars(learner).values():
-            if isinstance(module, nn.Module):
-                yield from (*module.parameters(), *module.buffers())

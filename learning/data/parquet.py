@@ -7,14 +7,15 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
 
 from learning.data.cache import CacheEntry, atomic_file, cache_directory
 from learning.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _ROWS = 256  # rows decoded at a time: bounds the memory whatever the size of the file
 _GREY = ("1", "L", "LA")
@@ -63,6 +64,8 @@ def decode_image(data: bytes) -> np.ndarray:
     Raises:
         UserError: when the bytes are no image, a damaged one, or one of more than 8 bits.
     """
+    from PIL import Image  # here, as pyarrow below: every actor imports this module
+
     try:
         with Image.open(io.BytesIO(data)) as opened:
             mode = opened.mode
@@ -109,6 +112,9 @@ def _record_batches(
     path: Path, image: str, label: str, limit: int | None
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield (rows in all, next rows of the columns image and label), at most `limit` rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         # A buffer and no pre-buffering: pages are read as needed, not whole column chunks.
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
@@ -132,6 +138,8 @@ def _record_batches(
 
 
 def _check_columns(path: Path, schema: pa.Schema, image: str, label: str) -> None:
+    import pyarrow as pa
+
     for role, name in (("image", image), ("label", label)):
         if name not in schema.names:
             raise UserError(

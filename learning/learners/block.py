@@ -203,7 +203,7 @@ class BlockLearner(Body):
 
     def _run(self, step: int, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The block's output, and its parameters in the graph of the output."""
-        return self.chain(x), list(self.block_parameters)
+        return self.run_units(x), list(self.block_parameters)
 
     def _send_along(self, step: int, shard: int, pending: Pending) -> Message:
         """What goes to the next block besides activation and labels."""

@@ -17,6 +17,7 @@ from learning.numerics import Numerics, seeded
 from learning.objectives.base import Objective
 from learning.policies.choice import make_updater
 from learning.policies.codecs import Codec
+from learning.policies.compiled import make_runner
 from learning.units import Chain, Unit
 
 
@@ -59,6 +60,7 @@ class Body:
             named += [(f"auxiliary.{n}", p) for n, p in self.objective.named_parameters()]
         if self.receptor is not None:
             self.numerics.prepare(self.receptor)
+        self.run_units = make_runner(self.chain, self.settings.precision, self.index)
         self.updater = make_updater(
             named,
             self.settings.optimizer,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from learning.errors import UserError
+from learning.policies.optimizers import SGD, AdamW
 from learning.policies.proximal import ProximalPreconditioner
 from learning.policies.schedules import learning_rate_factor
 from learning.settings import (
@@ -246,10 +247,8 @@ def _make_optimizer(
     parameters: list[nn.Parameter], settings: OptimizerSettings, lr: float
 ) -> torch.optim.Optimizer:
     if isinstance(settings, AdamWSettings):
-        return torch.optim.AdamW(
-            parameters, lr, settings.betas, settings.eps, settings.weight_decay
-        )
-    return torch.optim.SGD(
+        return AdamW(parameters, lr, settings.betas, settings.eps, settings.weight_decay)
+    return SGD(
         parameters,
         lr,
         settings.momentum,

@@ -74,3 +74,5 @@ def test_plan_prints_and_saves(capsys: Capture, tmp_path: Path) -> None:
     plan = Plan.load(file)
     assert [b.units for b in plan.blocks] == [("layer1",), ("layer2", "layer3", "head")]
     assert f"plan {plan.hash()}" in out and "layer2 .. head" in out
+    assert "one step of rule local" in out and "steps/s with rule local" in out
+    assert "keeps the most" in out and "source" in out

@@ -29,7 +29,7 @@ from learning.settings import (
     UpdateSettings,
 )
 from learning.units import Unit, units_of
-from orchestrator.engine import RayEngine
+from orchestrator.engine import RayEngine, Transport
 from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.inline import InlineEngine
 from orchestrator.plan import BlocksSettings, Plan, make_plan
@@ -107,7 +107,7 @@ class Case:
         return replace(self, seed=seed)
 
 
-def start_ray(case: Case, window: int = 2) -> RayEngine:
+def start_ray(case: Case, window: int = 2, transport: Transport = "object_store") -> RayEngine:
     """A Ray engine for a case."""
     program, plan, blocks = case.build()
     return RayEngine(
@@ -119,13 +119,16 @@ def start_ray(case: Case, window: int = 2) -> RayEngine:
         evaluation_batch=EVALUATION_BATCH,
         threads=1,
         window=window,
+        transport=transport,
     )
 
 
 @contextmanager
-def ray_engine(case: Case, window: int = 2) -> Iterator[RayEngine]:
+def ray_engine(
+    case: Case, window: int = 2, transport: Transport = "object_store"
+) -> Iterator[RayEngine]:
     """A Ray engine that is closed afterwards."""
-    engine = start_ray(case, window)
+    engine = start_ray(case, window, transport)
     try:
         yield engine
     finally:

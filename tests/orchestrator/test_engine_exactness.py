@@ -130,6 +130,19 @@ CASES = {
     "local, fused, batch norm": Case(Local(), DROPOUT, at=TWO, update=UpdateSettings(fused=True)),
 }
 WINDOWS = {name: (1, 4, 2, 3)[i % 4] for i, name in enumerate(CASES)}
+# Every kind of message: activations, gradients, tables, readouts, errors, images, weights.
+DIRECT_TRANSPORT = [
+    "backprop, batch norm",
+    "backprop, no norm",
+    "local, batch norm",
+    "interlocking, int8, batch norm",
+    "bll, delay auto, batch norm",
+    "bll, direct, batch norm",
+    "delayed, bfloat16, proximal, batch norm",
+    "dfa, batch norm",
+    "infopro, batch norm",
+    "man, batch norm",
+]
 RESUMED = [name for name in CASES if name.endswith("batch norm")]
 BY_OTHERS = {"bll, delay auto, batch norm": 4, "bll, direct, batch norm": 1}  # to other windows
 
@@ -179,6 +192,18 @@ def test_ray_engine_ends_with_the_bits_of_the_sequential_engine(name: str) -> No
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("name", DIRECT_TRANSPORT)
+def test_direct_transport_ends_with_the_same_bits_also_when_resumed(name: str) -> None:
+    with ray_engine(CASES[name], WINDOWS[name], "direct") as engine:
+        undisturbed = told(engine.train(range(STEPS), CALENDAR))
+    assert differences(undisturbed, sequential(name)) == []
+    if name in RESUMED:
+        with ray_engine(CASES[name], WINDOWS[name], "direct") as engine:
+            resumed = second_run(engine, undisturbed)
+        assert differences(resumed, second_half(sequential(name))) == []
+
+
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("name", RESUMED)
 def test_resumed_run_ends_with_the_bits_of_an_undisturbed_one(name: str) -> None:
     assert differences(on_ray(name).resumed, second_half(sequential(name))) == []
@@ -194,12 +219,12 @@ def test_one_flipped_bit_of_one_message_is_found() -> None:
         from learning.messages import Key
 
         class Flipping(Mailbox):
-            def put(self, key: Key, message: dict[str, torch.Tensor]) -> None:
+            def put(self, key: Key, message: dict[str, torch.Tensor], taken: Any = None) -> None:
                 if key == Key("x", 30, 1):
                     x = message["x"].clone()
                     x.view(torch.int32).flatten()[x.argmax()] ^= 1
                     message = {**message, "x": x}
-                super().put(key, message)
+                super().put(key, message, taken)
 
         shell._executor.mailbox = Flipping()
 

@@ -16,7 +16,7 @@ from learning.networks import MLPSettings
 from learning.rules import Local
 from learning.settings import SGDSettings
 from learning.units import Unit
-from orchestrator.engine import ActorLostError, RayEngine
+from orchestrator.engine import ActorLostError, RayEngine, Transport
 from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.placement import Placement
 from orchestrator.program import Calendar
@@ -41,12 +41,15 @@ def two_blocks(*, lr: tuple[float, ...] = (0.05, 0.05), cpus: float = 0.5) -> Ca
     return Case(Local(), PLAIN, ("layer2",), optimizer=SGDSettings(lr=lr), cpus=cpus)
 
 
-def test_loss_that_is_not_finite_reaches_the_driver_and_close_frees_the_cluster() -> None:
+@pytest.mark.parametrize("transport", ["object_store", "direct"])
+def test_loss_that_is_not_finite_reaches_the_driver_and_close_frees_the_cluster(
+    transport: Transport,
+) -> None:
     """Block 2 learns far too fast and takes all CPUs of the cluster with its neighbour."""
     case = two_blocks(lr=(0.05, 1e25), cpus=CPUS / 2)
     with inline_engine(case) as engine, pytest.raises(NonFiniteLossError) as expected:
         list(engine.train(range(20), Calendar()))
-    engine = start_ray(case)
+    engine = start_ray(case, transport=transport)
     actors = handles(engine)
     try:
         assert free_cpus() == 0
@@ -117,9 +120,10 @@ def test_a_message_that_cannot_be_delivered_ends_the_run() -> None:
             list(engine.train(range(20), Calendar()))
 
 
+@pytest.mark.parametrize("transport", ["object_store", "direct"])
 @pytest.mark.parametrize("name", ["source", "block1", "block2"])
-def test_lost_actor_is_named_and_nobody_waits_for_it(name: str) -> None:
-    with ray_engine(two_blocks()) as engine:
+def test_lost_actor_is_named_and_nobody_waits_for_it(name: str, transport: Transport) -> None:
+    with ray_engine(two_blocks(), transport=transport) as engine:
         actors = handles(engine)
         steps = []
         with pytest.raises(ActorLostError, match=f"^{name} was lost: ") as raised:

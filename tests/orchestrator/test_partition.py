@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learning.errors import UserError
-from orchestrator.partition import partition
+from orchestrator.partition import partition, refine
+
+Cuts = dict[tuple[int, ...], list[float] | None]
 
 
 def _all_sizes(n: int, blocks: int) -> list[list[int]]:
@@ -89,3 +91,63 @@ def test_refusals(costs: list[float], blocks: int, message: str) -> None:
     with pytest.raises(UserError) as caught:
         partition(costs, blocks)
     assert str(caught.value) == message
+
+
+def _heads(costs: list[int], head: dict[int, int]):
+    """Costs of blocks whose auxiliary network costs what the unit before the cut says."""
+
+    def measure(sizes: tuple[int, ...]) -> list[int]:
+        measure.asked.append(sizes)  # type: ignore[attr-defined]
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        return [
+            s + head.get(end, 0) * (end < len(costs))
+            for s, end in zip(_sums(costs, list(sizes)), ends, strict=True)
+        ]
+
+    measure.asked = []  # type: ignore[attr-defined]
+    return measure
+
+
+def test_refining_moves_units_away_from_an_expensive_head() -> None:
+    # Units alone say 2 + 2; a head after unit 2 costs 5, after unit 1 it costs 1.
+    measure = _heads([1, 1, 1, 1], {1: 1, 2: 5, 3: 5})
+    assert refine([2, 2], measure) == [1, 3]
+    assert measure.asked == [(2, 2), (1, 3)]  # type: ignore[attr-defined]
+
+
+def test_refining_asks_the_cheaper_neighbour_first() -> None:
+    found: Cuts = {
+        (2, 3, 2): [3.0, 9.0, 2.0],
+        (2, 2, 3): [3.0, 6.0, 5.0],
+        (3, 1, 3): [7.0, 3.0, 5.0],
+    }
+    asked = []
+
+    def measure(sizes: tuple[int, ...]) -> list[float] | None:
+        asked.append(sizes)
+        return found.get(sizes)
+
+    assert refine([2, 3, 2], measure) == [2, 2, 3]
+    assert asked == [(2, 3, 2), (2, 2, 3), (3, 1, 3), (2, 1, 4)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(_problems(), st.dictionaries(st.integers(1, 8), st.integers(0, 20)))
+def test_refining_never_makes_the_slowest_block_slower(
+    problem: tuple[list[int], int], head: dict[int, int]
+) -> None:
+    costs, blocks = problem
+    first, measure = partition(costs, blocks), _heads(costs, head)
+    best = refine(first, measure)
+    asked = measure.asked  # type: ignore[attr-defined]
+    assert len(asked) == len(set(asked)) and asked[0] == tuple(first)
+    assert len(best) == blocks and sum(best) == len(costs) and min(best) >= 1
+    assert max(measure(tuple(best))) <= max(measure(tuple(first)))
+
+
+def test_what_cannot_be_measured_is_passed_over() -> None:
+    assert refine([2, 2], lambda sizes: None) == [2, 2]
+    found: Cuts = {(2, 2, 2): [1.0, 9.0, 1.0], (3, 1, 2): None, (2, 1, 3): [1.0, 5.0, 6.0]}
+    assert refine([2, 2, 2], lambda sizes: found.get(sizes)) == [2, 1, 3]
+    noise: Cuts = {(2, 2): [10.0, 9.0], (1, 3): [9.0, 9.9]}  # 1 % better is none
+    assert refine([2, 2], noise.__getitem__) == [2, 2]

@@ -15,7 +15,7 @@ from learning.errors import UserError
 from learning.learners.feedback import FeedbackSettings
 from learning.rules import BLL
 from orchestrator import engine as engine_module
-from orchestrator.placement import Placement, check_fit, even_cpus, free_resources
+from orchestrator.placement import Placement, ResourceSettings, check_fit, even_cpus, free_resources
 from orchestrator.plan import BlockPlan, Plan
 from tests.orchestrator.engines import (
     CPUS,
@@ -59,6 +59,9 @@ def plan(*asked: tuple[float, float]) -> Plan:
         ([(1, 1), (1, 0)], [{"CPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}]),
         ([(1, 0), (1, 1)], [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}]),  # who needs a GPU goes first
         ([(1, 0.5), (1, 0.5)], [{"CPU": 2.0, "GPU": 1.0}]),
+        ([(0.1, 1 / 3)] * 6, [{"CPU": 1.0, "GPU": 2.0}]),  # three on each GPU
+        ([(0.1, 0.3), (0.1, 0.7), (0.1, 1)], [{"CPU": 1.0, "GPU": 2.0}]),
+        ([(0.1, 0.25)] * 3, [{"CPU": 1.0, "GPU": 0.75}]),  # the rest of one
         ([(0, 0)], [{}]),
     ],
 )
@@ -80,6 +83,8 @@ def test_plans_that_fit(asked: list[tuple[float, float]], nodes: list[dict[str, 
         ([(1, 0), (1, 1)], [{"CPU": 8.0}], "1 on one node for block 2), and 1 nodes have 8 and 0"),
         ([(1, 1)], [{"CPU": 1.0}, {"GPU": 1.0}], "have 1 and 1 free"),
         ([(0.5, 0.6)] * 2, [{"CPU": 1.0, "GPU": 1.0}], "2 blocks need 1 CPUs and 1.2 GPUs"),
+        ([(0.1, 0.6)] * 3, [{"CPU": 1.0, "GPU": 2.0}], "1.8 GPUs (0.1 and 0.6 on one node"),
+        ([(0.1, 0.3)] * 7, [{"CPU": 1.0, "GPU": 2.0}], "and 2.1 GPUs"),
         ([(1, 0)], [], "0 nodes have 0 and 0 free"),
     ],
 )
@@ -95,6 +100,21 @@ def test_plans_that_do_not_fit_are_refused_with_value_limit_and_fix(
         "lower blocks.count, engine.resources.cpus or engine.resources.gpus, or add nodes"
     )
     assert "\n" not in message
+
+
+@given(st.integers(1, 16), st.integers(1, 4))
+def test_equal_shares_of_a_gpu_fit_exactly(blocks: int, gpus: int) -> None:
+    node = {"CPU": 100.0, "GPU": float(gpus)}
+    share = ResourceSettings(gpus=1 / blocks).gpus
+    check_fit(plan(*[(1, share)] * (blocks * gpus)), [node])
+    with pytest.raises(UserError):
+        check_fit(plan(*[(1, share)] * (blocks * gpus + 1)), [node])
+
+
+def test_share_of_a_gpu_that_rounds_to_none_is_refused() -> None:
+    assert ResourceSettings(gpus=0).gpus == 0
+    with pytest.raises(ValueError, match=r"gpus = 0.001 is below 0.01: use 0 for the CPU, or 1 /"):
+        ResourceSettings(gpus=0.001)
 
 
 @given(st.integers(0, 400), st.integers(1, 64))

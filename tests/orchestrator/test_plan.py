@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -88,6 +89,26 @@ def test_balanced_by_time_always_profiles(profile: bool) -> None:
     assert shares[0] is not None and shares[1] is not None
     assert sum(s for s in shares if s is not None) == pytest.approx(1)
     assert shares[1] > shares[0] > 0.1
+
+
+@pytest.mark.parametrize("balance", ["time", "memory", "parameters"])
+def test_the_rule_moves_cuts(balance: Literal["time", "memory", "parameters"]) -> None:
+    """A head that costs more than all units: before it stands as little as can be."""
+    seen = []
+
+    def measure(blocks: list[list[Unit]], shapes: list[tuple[int, ...]]) -> list[float]:
+        seen.append(([[u.name for u in b] for b in blocks], shapes))
+        return [100.0 * len(blocks[0]), 1.0]
+
+    settings = BlocksSettings(count=2, balance=balance)
+    plan = make_plan(_units(), settings, X, profile=False, measure=measure)
+    if balance == "parameters":
+        assert not seen and plan.blocks[0].units == ("0", "1")
+    else:
+        assert plan.blocks[0].units == ("0",)
+        assert seen[-1] == ([["0"], ["1", "2", "3", "4"]], [(4,), (2,)])
+    named = BlocksSettings(at=("3",), balance=balance)
+    assert make_plan(_units(), named, X, measure=measure).blocks[1].units == ("3", "4")
 
 
 def test_explicit_cuts_win() -> None:

@@ -1,6 +1,6 @@
 """How a step's time depends on the reach N of a rule and on the number of blocks K.
 
-    python -m benchmarks.hops
+    python -m benchmarks.reach
 
 Blocks whose forward pass and two backward passes (input, weights) each wait a set time instead of
 computing, so that K = 8 blocks run at once on any machine: what is measured is the order of
@@ -20,6 +20,8 @@ import argparse
 import statistics
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,10 +108,12 @@ def step_ms(blocks: int, rule: dict[str, Any], grain: float, steps: int) -> floa
         window=3,
     )
     updates = []
-    for event in engine.train(range(steps), Calendar()):
-        if isinstance(event, Worked) and event.actor == "block1":
-            updates += [s.ended for s in event.spans if s.kind == "U"]
-    engine.close()
+    try:
+        for event in engine.train(range(steps), Calendar()):
+            if isinstance(event, Worked) and event.actor == "block1":
+                updates += [s.ended for s in event.spans if s.kind == "U"]
+    finally:
+        engine.close()
     return statistics.median(np.diff(updates[WARMUP:])) / 1e6
 
 
@@ -120,6 +124,7 @@ def expected(rule: dict[str, Any], blocks: int, grain_ms: float) -> float:
 
 
 def page(record: dict[str, Any]) -> str:
+    blocks = [int(k) for k in next(iter(record["step_ms"].values()))]
     lines = [
         "# Time of a step by reach and number of blocks",
         "",
@@ -128,12 +133,12 @@ def page(record: dict[str, Any]) -> str:
         f"{record['repeats']} interleaved repeats of {record['steps']} steps, the first {WARMUP} "
         "not counted. In brackets: without any cost of communication.",
         "",
-        "| rule | " + " | ".join(f"K = {k}, ms" for k in BLOCKS) + " |",
-        "|---|" + "---|" * len(BLOCKS),
+        "| rule | " + " | ".join(f"K = {k}, ms" for k in blocks) + " |",
+        "|---|" + "---|" * len(blocks),
     ]
-    for name, rule in RULES.items():
-        cells = []
-        for k in BLOCKS:
+    for name in record["step_ms"]:
+        rule, cells = RULES[name], []
+        for k in blocks:
             values = record["step_ms"][name][str(k)]
             ideal = expected(rule, k, record["grain_ms"])
             cells.append(
@@ -145,17 +150,21 @@ def page(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--grain", type=float, default=0.03, help="seconds")
-    arguments = parser.parse_args()
+    parser.add_argument("--blocks", type=int, nargs="+", default=BLOCKS)
+    parser.add_argument("--results", type=Path, default=records.RESULTS, help="directory")
+    arguments = parser.parse_args(words)
     times: dict[str, dict[str, list[float]]] = {name: {} for name in RULES}
-    with cluster(configuration(2, RULES["local"], arguments.steps)):
+    with cluster(configuration(2, {"kind": "local"}, arguments.steps)):
         for _ in range(arguments.repeats):
             for name, rule in RULES.items():
-                for k in BLOCKS:
+                for k in arguments.blocks:
                     took = step_ms(k, rule, arguments.grain, arguments.steps)
                     times[name].setdefault(str(k), []).append(took)
     record = {
@@ -165,7 +174,7 @@ def main() -> None:
         "grain_ms": 1000 * arguments.grain,
         "step_ms": times,
     }
-    records.write("hops", record, page(record))
+    records.write("reach", record, page(record), arguments.results)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,220 @@
+"""Direct channels: messages from process to process over sockets, past the object store.
+
+Within a node a channel is a Unix socket, between nodes TCP. Each has the sending actor at one end
+and a reading thread of the receiving actor at the other. The reader takes every message off the
+socket at once, so that nobody ever waits for a reader; what bounds a channel is its window: the
+receiver answers one byte for each message that its program has taken.
+
+Who connects proves by HMAC (of `multiprocessing.connection`) that it knows the run's secret. What
+travels is not encrypted, as in Ray itself: keep the cluster in a private network.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from contextlib import suppress
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener
+from typing import NamedTuple
+
+import torch
+
+from actors import frames, wire
+from actors.mailbox import Mailbox, StoppedError
+from learning.errors import UserError
+from learning.messages import Key, Message
+
+_TAKEN, _STOPPED = b"t", b"s"
+_LONGEST_NAME = 1024  # bytes
+
+
+class PeerLostError(RuntimeError):
+    """The actor at the other end of a channel has gone.
+
+    Args:
+        peer: its name.
+    """
+
+    def __init__(self, peer: str) -> None:
+        super().__init__(peer)
+        self.peer = peer
+
+    def __str__(self) -> str:
+        return f"the connection with {self.peer} ended"
+
+
+class Endpoint(NamedTuple):
+    """Where an actor takes direct messages.
+
+    Attributes:
+        name: the actor's.
+        node: id of the node it is on.
+        path: of its Unix socket, for senders on the same node.
+        host, port: of its TCP socket, for all others; port 0 where there is none.
+    """
+
+    name: str
+    node: str
+    path: str
+    host: str
+    port: int
+
+
+class DirectChannel:
+    """The sending end; satisfies `actors.transport.Channel`.
+
+    Args:
+        sender: name of this actor.
+        node: id of the node this actor is on.
+        window: as in `ObjectStoreChannel`.
+
+    Raises:
+        UserError: when the receiver cannot be reached.
+    """
+
+    def __init__(
+        self, sender: str, node: str, receiver: Endpoint, secret: bytes, window: int | None
+    ) -> None:
+        self.blocked_ns = 0
+        self._window, self._receiver = window, receiver.name
+        self._under_way = 0
+        near = receiver.path and receiver.node == node
+        address = receiver.path if near else (receiver.host, receiver.port)
+        try:
+            connection = Client(address, authkey=secret)
+        except (OSError, AuthenticationError) as error:
+            raise UserError(
+                f"{sender} cannot connect to {receiver.name} at {address!r} ({error}): open the "
+                "TCP ports between the nodes or set engine.transport=object_store"
+            ) from error
+        connection.send_bytes(sender.encode())
+        connection.send_bytes(b"window" if window else b"")
+        self._socket = _socket_of(connection)
+
+    def send(self, key: Key, message: Message) -> int:
+        """Send; blocks while the window is full. Returns the bytes sent.
+
+        Raises:
+            StoppedError: when the receiver's run ends: it takes no more messages.
+            PeerLostError: when the receiver has gone.
+        """
+        arrays = wire.encode(message)
+        try:
+            if self._window is not None:
+                self._wait_for_room(self._window)
+            frames.write(self._socket, key, arrays)
+        except OSError as error:
+            raise PeerLostError(self._receiver) from error
+        return wire.size(arrays)
+
+    def _wait_for_room(self, window: int) -> None:
+        with suppress(BlockingIOError):  # no answers waiting
+            self._count(self._socket.recv(4096, socket.MSG_DONTWAIT))
+        if self._under_way >= window:
+            started = time.monotonic_ns()
+            while self._under_way >= window:
+                self._count(self._socket.recv(4096))
+            self.blocked_ns += time.monotonic_ns() - started
+        self._under_way += 1
+
+    def _count(self, answers: bytes) -> None:
+        if not answers:
+            raise PeerLostError(self._receiver)
+        if _STOPPED in answers:
+            raise StoppedError
+        self._under_way -= len(answers)
+
+    def close(self) -> None:
+        """Close the connection; the receiver counts this actor as gone."""
+        self._socket.close()
+
+
+class Receiver:
+    """The receiving end of all direct channels to one actor; delivers to its mailbox."""
+
+    def __init__(
+        self,
+        name: str,
+        mailbox: Mailbox,
+        device: torch.device,
+        secret: bytes,
+        *,
+        node: str,
+        host: str | None,
+    ) -> None:
+        """Listen.
+
+        Args:
+            device: where the messages' tensors are wanted.
+            host: this node's address, to be reached from others; None: from this node only.
+        """
+        self._mailbox, self._device = mailbox, device
+        self._answering: list[socket.socket] = []
+        near = sys.platform == "linux"  # its sockets without a file leave nothing behind
+        path = f"\0blocklocal-{uuid.uuid4()}" if near else ""
+        listeners = [Listener(path, "AF_UNIX", authkey=secret)] if near else []
+        port = 0
+        if host is not None or not near:
+            host = host or "127.0.0.1"
+            listeners.append(Listener((host, 0), "AF_INET", authkey=secret))
+            port = int(listeners[-1].address[1])
+        self.endpoint = Endpoint(name, node, path, host or "", port)
+        for listener in listeners:
+            _start(self._accept, listener)
+        mailbox.when_failed(self._stop_senders)
+
+    def _accept(self, listener: Listener) -> None:
+        while True:
+            try:
+                connection = listener.accept()
+                sender = connection.recv_bytes(_LONGEST_NAME).decode()
+                windowed = bool(connection.recv_bytes(_LONGEST_NAME))
+            except (AuthenticationError, EOFError, OSError):
+                continue  # a stranger, or one who gave up: the next may be welcome
+            _start(self._read, _socket_of(connection), sender, windowed)
+
+    def _read(self, sock: socket.socket, sender: str, windowed: bool) -> None:
+        def taken() -> None:
+            try:
+                sock.sendall(_TAKEN)
+            except OSError as error:
+                raise PeerLostError(sender) from error
+
+        if windowed:
+            self._answering.append(sock)
+        if self._mailbox.failed:
+            self._stop_senders()
+        try:
+            while (message := frames.read(sock)) is not None:
+                key, arrays = message
+                content = wire.decode(arrays, self._device)
+                self._mailbox.put(key, content, taken if windowed else None)
+            self._mailbox.fail(PeerLostError(sender))
+        except OSError:
+            self._mailbox.fail(PeerLostError(sender))
+        except Exception as error:
+            self._mailbox.fail(error)  # the program waits for this message
+
+    def _stop_senders(self) -> None:
+        """Free those who wait for room: their messages will not be taken."""
+        for sock in self._answering:
+            with suppress(OSError):  # it has gone already
+                sock.sendall(_STOPPED)
+
+
+def _start(target: object, *arguments: object) -> None:
+    threading.Thread(target=target, args=arguments, daemon=True).start()  # type: ignore[arg-type]
+
+
+def _socket_of(connection: Connection) -> socket.socket:
+    """The authenticated connection as a socket: it reads into given memory, without a copy."""
+    sock = socket.socket(fileno=os.dup(connection.fileno()))
+    connection.close()
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock

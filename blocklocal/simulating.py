@@ -1,0 +1,253 @@
+"""`blocklocal plan --simulate`: what each schedule would make of more devices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from blocklocal.preparation import Prepared
+from blocklocal.scaling_picture import draw
+from learning.build import Program
+from learning.checks import check_program
+from learning.errors import UserError
+from learning.rules import BLL, Backprop, Interlocking, Local, Rule
+from orchestrator.clusters import ClusterDescription
+from orchestrator.costs import Costs, measure_costs
+from orchestrator.dependencies import SOURCE
+from orchestrator.files import write_file
+from orchestrator.plan import human_bytes
+from orchestrator.simulation import Prediction, in_turns, simulate
+from orchestrator.simulation_routes import Routes
+from orchestrator.simulation_scale import scale, widen
+
+COUNTS = (2, 8, 64, 1024)
+STAGES = 2
+"""Virtual stages a device, in the interleaved schedule."""
+
+
+@dataclass(frozen=True)
+class ScheduleChoice:
+    """A rule in an order, with one block a device or several virtual stages."""
+
+    name: str
+    rule: Rule
+    stages: int = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A schedule on a number of devices.
+
+    Attributes:
+        speed_up: over one device that does all its operations itself, without messages.
+    """
+
+    schedule: str
+    devices: int
+    speed_up: float
+    prediction: Prediction
+
+    @property
+    def idle(self) -> float:
+        """Share of the time, mean over devices."""
+        return sum(self.prediction.idle) / len(self.prediction.idle)
+
+    @property
+    def record(self) -> dict[str, object]:
+        """The row for JSON."""
+        p = self.prediction
+        return {
+            "schedule": self.schedule,
+            "devices": self.devices,
+            "steps_per_second": p.steps_per_second,
+            "speed_up": self.speed_up,
+            "idle_share": self.idle,
+            "peak_bytes": max(p.peak_bytes),
+            "bytes_a_step": p.bytes_a_step,
+            "limit": p.limit,
+            "steps": len(p.completions),
+            "simulation_seconds": p.seconds,
+        }
+
+
+def schedules(given: Rule) -> list[ScheduleChoice]:
+    """The schedules that are compared; the configured rule keeps its own settings."""
+    like = {
+        "local": (Local, {}),
+        "pairwise": (Interlocking, {"reach": 2}),
+        "3-wise": (Interlocking, {"reach": 3}),
+        "bll": (BLL, {}),
+        "backprop, gpipe": (Backprop, {"order": "gpipe"}),
+        "backprop, 1f1b": (Backprop, {"order": "1f1b"}),
+    }
+    chosen = [
+        ScheduleChoice(name, given.model_copy(update=more) if type(given) is kind else kind(**more))
+        for name, (kind, more) in like.items()
+    ]
+    return [*chosen, ScheduleChoice(f"interleaved, v = {STAGES}", Backprop(), STAGES)]
+
+
+def counts(text: str | None, cluster: ClusterDescription) -> list[int]:
+    """The numbers of devices to predict for.
+
+    Raises:
+        UserError: for text that is no list of numbers from 2 to what the cluster has.
+    """
+    if text is None:
+        found = [n for n in COUNTS if n <= cluster.total]
+        if not found:
+            raise UserError(
+                f"the cluster has {cluster.total} devices and a prediction takes at least 2: "
+                "describe more nodes"
+            )
+        return found
+    try:
+        numbers = sorted({int(word) for word in text.split(",")})
+    except ValueError as error:
+        raise UserError(f"--devices = {text!r} is no list of numbers: write 2,8,64") from error
+    for n in numbers:
+        if not 2 <= n <= cluster.total:
+            raise UserError(
+                f"--devices = {n} is not possible: give 2 to {cluster.total}, which the cluster "
+                "has, or describe more nodes"
+            )
+    return numbers
+
+
+def described(path: Path | None) -> ClusterDescription:
+    """The cluster of a file; without one messages are free, and what is predicted is a bound."""
+    if path is not None:
+        return ClusterDescription.load(path)
+    return ClusterDescription(nodes=max(COUNTS))
+
+
+def check_picture(picture: Path | None) -> None:
+    """Refuse a picture that exists, before anything takes time.
+
+    Raises:
+        UserError: when it, or the JSON file beside it, exists, or it has another suffix.
+    """
+    if picture is None:
+        return
+    if picture.suffix != ".png":
+        raise UserError(f"--picture = {picture} is no .png file: name it so")
+    for path in (picture, picture.with_suffix(".json")):
+        if path.exists():
+            raise UserError(f"{path} exists: choose another file or remove it")
+
+
+def predict(
+    prepared: Prepared,
+    cluster: ClusterDescription,
+    numbers: Sequence[int],
+    say: Callable[[str], None],
+) -> list[Row]:
+    """Measure each rule here and simulate each schedule on each number of devices.
+
+    A schedule that cannot be measured on this network is left out, with the reason said.
+    """
+    rows: list[Row] = []
+    measured: dict[str, Costs] = {}
+    for choice in schedules(prepared.config.rule):
+        program = replace(prepared.program, rule=choice.rule)
+        settings = choice.rule.model_copy(update={"order": "1f1b"}).model_dump_json()
+        try:
+            if settings not in measured:
+                measured[settings] = _measure(prepared, program)
+            rows += _predict(choice, program, measured[settings], cluster, numbers, prepared)
+        except UserError as error:
+            say(f"{choice.name} is left out: {error}")
+    return rows
+
+
+def _measure(prepared: Prepared, program: Program) -> Costs:
+    gpus = prepared.config.engine.resources.gpus > 0 and torch.cuda.is_available()
+    blocks = prepared.plan.units_of_blocks(prepared.units)
+    rows = program.settings.batch // program.settings.shards
+    check_program(program, blocks, prepared.batches.shard(0, 0)[0][:rows])
+    return measure_costs(
+        program,
+        blocks,
+        prepared.batches,
+        threads=prepared.threads,
+        device=torch.device("cuda" if gpus else "cpu"),
+    )
+
+
+def _predict(
+    choice: ScheduleChoice,
+    program: Program,
+    measured: Costs,
+    cluster: ClusterDescription,
+    numbers: Sequence[int],
+    prepared: Prepared,
+) -> Iterator[Row]:
+    """One row for each number of devices: a block on each, or `stages` parts of one."""
+    for n in numbers:
+        blocks = n * choice.stages
+        wide = widen(program, blocks)
+        costs = scale(measured, program, blocks, share=1 / choice.stages)
+        prediction = simulate(
+            wide, costs, cluster, in_turns(blocks, n), window=prepared.config.engine.window
+        )
+        alone = cluster.speed / _work(wide, costs)
+        yield Row(choice.name, n, prediction.steps_per_second / alone, prediction)
+
+
+def _work(program: Program, costs: Costs) -> float:
+    """Seconds of all learners' operations in a step."""
+    routes = Routes(program)
+    return sum(
+        costs.operations[name, op.kind].seconds
+        for name in routes.actors()
+        if name != SOURCE
+        for op in routes.operations(name, range(1))
+    )
+
+
+def table(rows: Sequence[Row], shards: int) -> Table:
+    """Rows for people."""
+    made = Table(title=f"predicted, {shards} shards a step, a block a device")
+    made.add_column("schedule", no_wrap=True)
+    for name in ("devices", "steps/s", "speed-up", "idle", "memory a device"):
+        made.add_column(name, justify="right")
+    made.add_column("limit")
+    for row in rows:
+        made.add_row(
+            row.schedule,
+            str(row.devices),
+            f"{row.prediction.steps_per_second:.4g}",
+            f"{row.speed_up:.1f}",
+            f"{row.idle:.0%}",
+            human_bytes(max(row.prediction.peak_bytes)),
+            row.prediction.limit,
+        )
+    return made
+
+
+def save(rows: Sequence[Row], picture: Path, cluster: ClusterDescription) -> None:
+    """Write the picture, and the rows and the cluster as JSON beside it.
+
+    Raises:
+        UserError: when a file exists or cannot be written.
+    """
+    check_picture(picture)
+    series: dict[str, list[tuple[int, float, float]]] = {}
+    for row in rows:
+        rate = row.prediction.steps_per_second
+        series.setdefault(row.schedule, []).append((row.devices, rate, row.speed_up / row.devices))
+    record = {
+        "cluster": json.loads(cluster.model_dump_json()),  # an infinite bandwidth is null
+        "predictions": [row.record for row in rows],
+    }
+    try:
+        write_file(picture, [draw(series)])
+        text = json.dumps(record, indent=1) + "\n"
+        write_file(picture.with_suffix(".json"), [text.encode()])
+    except OSError as error:
+        raise UserError(f"cannot write {picture} ({error.strerror}): choose another") from error

@@ -1,0 +1,110 @@
+"""The description of a cluster that the simulator predicts for: a YAML file of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError
+
+from learning.errors import UserError
+from learning.settings import Settings
+
+
+class PathSettings(Settings):
+    """What a message meets on its way out of a device or node, in each direction."""
+
+    bandwidth: float = Field(gt=0, description="bytes/s; .inf for a free path")
+    latency: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="s a message")
+
+
+class MessageSettings(Settings):
+    """CPU time of one message outside the operations that send and take it.
+
+    Sending is a part of the operation that sends. Receiving comes between arrival and delivery.
+    Daemons work beside both, for instance those of Ray's object store: they delay nobody unless
+    all cores are busy.
+    """
+
+    send: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="s a message")
+    send_per_byte: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="s a byte")
+    receive: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="s a message")
+    receive_per_byte: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="s a byte")
+    daemons: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="s a message")
+
+
+class ClusterDescription(Settings):
+    """Equal nodes with equal devices.
+
+    A device is one accelerator, or one core of a CPU node. Operations of the actors on one
+    accelerator run one at a time, in the order in which they become ready; those on a CPU node
+    share its cores evenly, as an operating system lets them.
+
+    Attributes:
+        kind: `accelerator` or `cpu`.
+        nodes: how many.
+        devices: of one node.
+        speed: of one device, relative to the machine on which the costs were measured.
+        overhead: seconds that each operation takes besides its measured time.
+        within: the way between two actors on one node: in and out of each device, or through the
+            memory of a CPU node.
+        between: the way between two nodes: one port out of, and one into, each node.
+        message: CPU time of a message.
+        background: cores of each CPU node that daemons use all the time, in cores.
+        contention: how much slower each core of a CPU node is when all are busy, as a share.
+    """
+
+    kind: Literal["accelerator", "cpu"] = "accelerator"
+    nodes: int = Field(default=1, ge=1)
+    devices: int = Field(default=1, ge=1)
+    speed: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    overhead: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    within: PathSettings = PathSettings(bandwidth=float("inf"))
+    between: PathSettings = PathSettings(bandwidth=float("inf"))
+    message: MessageSettings = MessageSettings()
+    background: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    contention: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def total(self) -> int:
+        """Devices of all nodes."""
+        return self.nodes * self.devices
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a YAML file.
+
+        Raises:
+            UserError: when it cannot be read or does not describe a cluster.
+        """
+        try:
+            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(
+                f"cannot read {path} ({error.strerror}): give an existing file"
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} is not valid YAML ({reason}): mend the file") from error
+        if not isinstance(tree, dict):
+            raise UserError(f"{path} describes no cluster: write key: value")
+        try:
+            made = cls.model_validate(tree)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                reason = f"{key} is unknown: see docs/simulator.md for all keys"
+            elif first["type"] == "missing":
+                reason = f"{key} is missing: set it"
+            else:
+                message = first["msg"][0].lower() + first["msg"][1:]
+                reason = f"{key} = {first['input']!r} is not possible: {message}"
+            raise UserError(f"{path}: {reason}") from error
+        if made.background >= made.devices:
+            raise UserError(
+                f"{path}: background = {made.background:g} leaves nothing of {made.devices} cores: "
+                "set it lower than devices"
+            )
+        return made
