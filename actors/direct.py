@@ -190,7 +190,8 @@ class Receiver:
         if self._mailbox.failed:
             self._stop_senders()
         try:
-            while (message := frames.read(sock)) is not None:
+            reader = frames.Reader(sock)
+            while (message := reader.read()) is not None:
                 key, arrays = message
                 content = wire.decode(arrays, self._device)
                 self._mailbox.put(key, content, taken if windowed else None)

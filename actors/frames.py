@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import struct
 
@@ -13,6 +14,7 @@ from actors.wire import Arrays
 from learning.messages import Key
 
 _LENGTH = struct.Struct("!I")
+_BUFFER = 2**16  # bytes
 _KINDS = "biuf"  # booleans and numbers: arrays whose bytes are all there is to them
 
 
@@ -34,37 +36,61 @@ def write(sock: socket.socket, key: Key, arrays: Arrays) -> None:
             parts[0] = parts[0][sent:]
 
 
-def read(sock: socket.socket) -> tuple[Key, Arrays] | None:
-    """Read one message into new memory; None when the other end has closed before it.
+class Reader:
+    """Reads messages off a socket, small ones with a single call.
 
-    Raises:
-        ConnectionError: when the connection ends within a message.
-        ValueError: for an array that is not of numbers or booleans.
+    Each call gives the interpreter away and has to get it back from a program that computes; that,
+    not copying, is what a message costs.
     """
-    prefix = bytearray(_LENGTH.size)
-    if not sock.recv_into(prefix, 1):
-        return None
-    _fill(sock, memoryview(prefix)[1:])
-    header = bytearray(_LENGTH.unpack(prefix)[0])
-    _fill(sock, memoryview(header))
-    key, layout = json.loads(header)
-    arrays: Arrays = {}
-    for name, dtype, shape in layout:
-        kind = np.dtype(dtype)
-        if kind.kind not in _KINDS:
-            raise ValueError(f"array {name!r} of a message has dtype {dtype!r}")
-        size = kind.itemsize * int(np.prod(shape, dtype=np.int64))
-        # torch's allocation is aligned as its kernels like it: see wire.decode.
-        memory = torch.empty(size, dtype=torch.uint8).numpy()
-        if size:
-            _fill(sock, memory.data)
-        arrays[name] = memory.view(kind).reshape(shape)
-    return Key(*key), arrays
 
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._start = self._end = 0  # of what is in the buffer and not yet read
 
-def _fill(sock: socket.socket, view: memoryview) -> None:
-    while view:
-        count = sock.recv_into(view)
-        if not count:
-            raise ConnectionError("the connection ended within a message")
-        view = view[count:]
+    def read(self) -> tuple[Key, Arrays] | None:
+        """Read one message into new memory; None when the other end has closed before it.
+
+        Raises:
+            ConnectionError: when the connection ends within a message.
+            ValueError: for an array that is not of numbers or booleans.
+        """
+        if self._start == self._end and not self._receive():
+            return None
+        prefix = bytearray(_LENGTH.size)
+        self._fill(memoryview(prefix))
+        header = bytearray(_LENGTH.unpack(prefix)[0])
+        self._fill(memoryview(header))
+        key, layout = json.loads(header)
+        arrays: Arrays = {}
+        for name, dtype, shape in layout:
+            kind = np.dtype(dtype)
+            if kind.kind not in _KINDS:
+                raise ValueError(f"array {name!r} of a message has dtype {dtype!r}")
+            # torch's allocation is aligned as its kernels like it: see wire.decode.
+            memory = torch.empty(kind.itemsize * math.prod(shape), dtype=torch.uint8).numpy()
+            if memory.size:
+                self._fill(memory.data)
+            arrays[name] = memory.view(kind).reshape(shape)
+        return Key(*key), arrays
+
+    def _receive(self) -> bool:
+        """Get more into the empty buffer; False at the end of the connection."""
+        self._start, self._end = 0, self._socket.recv_into(self._buffer)
+        return self._end > 0
+
+    def _fill(self, view: memoryview) -> None:
+        while view:
+            ready = min(len(view), self._end - self._start)
+            if ready:
+                view[:ready] = self._buffer[self._start : self._start + ready]
+                self._start += ready
+                view = view[ready:]
+            elif len(view) < _BUFFER:
+                if not self._receive():
+                    raise ConnectionError("the connection ended within a message")
+            else:
+                count = self._socket.recv_into(view, len(view), socket.MSG_WAITALL)
+                if not count:
+                    raise ConnectionError("the connection ended within a message")
+                view = view[count:]

@@ -12,6 +12,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
+from actors.memory import keep_freed_memory
+
 T = TypeVar("T")
 P = ParamSpec("P")
 BARRIER_SECONDS = 60.0  # for the others to be ready
@@ -103,6 +105,7 @@ class Crew:
 
 
 def _work(seat: Seat, connection: Connection) -> None:
+    keep_freed_memory()  # as our actors do: not what is compared here
     torch.set_num_interop_threads(1)
     torch.set_num_threads(1)
     while True:

@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.table import Table
 
+from actors.memory import keep_freed_memory
 from blocklocal import doctor as checks
 from blocklocal import simulating
 from blocklocal.clusters import cluster
@@ -281,6 +282,7 @@ def doctor_command(*, address: str | None = None) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; user errors are one sentence on standard error and exit code 2."""
+    keep_freed_memory()
     sys.path.insert(0, str(Path.cwd()))  # the user's own networks live beside their YAML
     with suppress(RuntimeError):  # torch takes this once a process, before its first work
         torch.set_num_interop_threads(1)

@@ -96,6 +96,16 @@ class RunConfig(Settings):
     engine: EngineSettings = EngineSettings()
     tracking: TrackingSettings = TrackingSettings()
 
+    @model_validator(mode="after")
+    def _graphs_need_a_gpu(self) -> Self:
+        on_gpu = self.engine.kind == "ray" and self.engine.resources.gpus > 0
+        if self.precision.compile == "cuda-graphs" and not on_gpu:
+            raise ValueError(
+                "precision.compile = 'cuda-graphs' needs blocks on GPUs: set engine.kind=ray and "
+                "engine.resources.gpus above 0, or use precision.compile=inductor"
+            )
+        return self
+
 
 def load_config(
     path: Path | None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None

@@ -91,6 +91,7 @@ class Updater:
         ]
         self._tree = GradientTree()
         self._shard: Gradients = [None] * len(self.parameters)
+        self._lent = False  # whether somebody else may hold gradients of this step
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -129,20 +130,25 @@ class Updater:
         Returns:
             The gradients of `inputs`, not weighted; None where the output does not depend on one.
         """
-        if not output.requires_grad or not (parameters or inputs):
+        leaves = [*parameters, *inputs]
+        if not output.requires_grad or not leaves:
             return [None] * len(inputs)
-        gradients = torch.autograd.grad(
-            output,
-            [*parameters, *inputs],
-            gradient,
-            retain_graph=retain_graph,
-            allow_unused=True,
-        )
-        self.add(gradients[: len(parameters)], start, weight)
-        return list(gradients[len(parameters) :])
+        for leaf in leaves:
+            leaf.grad = None  # autograd would add to what a user left there
+        # Unlike autograd.grad, this gives tensors that nobody else holds: `step` may change them.
+        torch.autograd.backward(output, gradient, retain_graph=retain_graph, inputs=leaves)
+        gradients = [leaf.grad for leaf in leaves]
+        for leaf in leaves:
+            leaf.grad = None
+        self._enter(gradients[: len(parameters)], start, weight)
+        return gradients[len(parameters) :]
 
     def add(self, gradients: Sequence[Tensor | None], start: int = 0, weight: float = 1.0) -> None:
-        """Add gradients of `parameters[start:]` to the current shard's."""
+        """Add gradients of `parameters[start:]` to the current shard's; they stay as they are."""
+        self._lent = True
+        self._enter(gradients, start, weight)
+
+    def _enter(self, gradients: Sequence[Tensor | None], start: int, weight: float) -> None:
         for i, g in enumerate(gradients, start=start):
             if g is not None:
                 g = g if weight == 1.0 else g * weight
@@ -171,9 +177,12 @@ class Updater:
         Returns:
             Whether anything was updated.
         """
-        sums = self._tree.total()
+        sums, lent = self._tree.total(), self._lent
+        self._lent = False
         gradients = {
-            i: g / self.batch for i, g in enumerate(sums[: len(self.parameters)]) if g is not None
+            i: g / self.batch if lent else g.div_(self.batch)
+            for i, g in enumerate(sums[: len(self.parameters)])
+            if g is not None
         }
         if self.optimizer is None or not gradients:
             return False

@@ -108,8 +108,9 @@ def test_what_is_read_is_what_was_written(sent: list[tuple[Key, dict[str, np.nda
         for key, arrays in sent:
             frames.write(left, key, arrays)
         left.shutdown(socket.SHUT_WR)
+        reader = frames.Reader(right)
         for key, arrays in sent:
-            found = frames.read(right)
+            found = reader.read()
             assert found is not None
             assert found[0] == key and isinstance(found[0], Key)
             assert list(found[1]) == list(arrays)
@@ -118,7 +119,7 @@ def test_what_is_read_is_what_was_written(sent: list[tuple[Key, dict[str, np.nda
                 assert (got.dtype, got.shape) == (array.dtype, array.shape)
                 assert got.tobytes() == array.tobytes()
                 assert got.__array_interface__["data"][0] % 64 == 0 or not got.size
-        assert frames.read(right) is None
+        assert reader.read() is None
 
 
 def test_half_a_message_and_arrays_of_objects_are_errors() -> None:
@@ -129,12 +130,12 @@ def test_half_a_message_and_arrays_of_objects_are_errors() -> None:
         left.sendall(whole[:-1])
         left.shutdown(socket.SHUT_WR)
         with pytest.raises(ConnectionError, match="within a message"):
-            frames.read(right)
+            frames.Reader(right).read()
     left, right = socket.socketpair()
     with left, right:
         left.sendall(whole.replace(b'"<f8"', b'"|O8"'))
         with pytest.raises(ValueError, match="dtype"):
-            frames.read(right)
+            frames.Reader(right).read()
 
 
 @pytest.mark.parametrize("window", [None, 4])
