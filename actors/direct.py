@@ -3,7 +3,7 @@
 Within a node a channel is a Unix socket, between nodes TCP. Each has the sending actor at one end
 and a reading thread of the receiving actor at the other. The reader takes every message off the
 socket at once, so that nobody ever waits for a reader; what bounds a channel is its window: the
-receiver answers one byte for each message that its program has taken.
+receiver answers one byte for each message that its program has taken, half a window at a time.
 
 Who connects proves by HMAC (of `multiprocessing.connection`) that it knows the run's secret. What
 travels is not encrypted, as in Ray itself: keep the cluster in a private network.
@@ -26,11 +26,13 @@ import torch
 
 from actors import frames, wire
 from actors.mailbox import Mailbox, StoppedError
+from actors.transport import lowest_room
 from learning.errors import UserError
 from learning.messages import Key, Message
 
 _TAKEN, _STOPPED = b"t", b"s"
 _LONGEST_NAME = 1024  # bytes
+_SEND_BUFFER = 8 * 2**20  # bytes
 
 
 class PeerLostError(RuntimeError):
@@ -93,7 +95,7 @@ class DirectChannel:
                 "TCP ports between the nodes or set engine.transport=object_store"
             ) from error
         connection.send_bytes(sender.encode())
-        connection.send_bytes(b"window" if window else b"")
+        connection.send_bytes(str(window or 0).encode())
         self._socket = _socket_of(connection)
 
     def send(self, key: Key, message: Message) -> int:
@@ -173,19 +175,25 @@ class Receiver:
             try:
                 connection = listener.accept()
                 sender = connection.recv_bytes(_LONGEST_NAME).decode()
-                windowed = bool(connection.recv_bytes(_LONGEST_NAME))
+                window = int(connection.recv_bytes(_LONGEST_NAME))
             except (AuthenticationError, EOFError, OSError):
                 continue  # a stranger, or one who gave up: the next may be welcome
-            _start(self._read, _socket_of(connection), sender, windowed)
+            _start(self._read, _socket_of(connection), sender, window)
 
-    def _read(self, sock: socket.socket, sender: str, windowed: bool) -> None:
+    def _read(self, sock: socket.socket, sender: str, window: int) -> None:
+        group, untold = lowest_room(window), 0
+
         def taken() -> None:
-            try:
-                sock.sendall(_TAKEN)
-            except OSError as error:
-                raise PeerLostError(sender) from error
+            nonlocal untold
+            untold += 1
+            if untold == group:
+                untold = 0
+                try:
+                    sock.sendall(_TAKEN * group)
+                except OSError as error:
+                    raise PeerLostError(sender) from error
 
-        if windowed:
+        if window:
             self._answering.append(sock)
         if self._mailbox.failed:
             self._stop_senders()
@@ -194,7 +202,7 @@ class Receiver:
             while (message := reader.read()) is not None:
                 key, arrays = message
                 content = wire.decode(arrays, self._device)
-                self._mailbox.put(key, content, taken if windowed else None)
+                self._mailbox.put(key, content, taken if window else None)
             self._mailbox.fail(PeerLostError(sender))
         except OSError:
             self._mailbox.fail(PeerLostError(sender))
@@ -216,6 +224,8 @@ def _socket_of(connection: Connection) -> socket.socket:
     """The authenticated connection as a socket: it reads into given memory, without a copy."""
     sock = socket.socket(fileno=os.dup(connection.fileno()))
     connection.close()
+    # The kernel grants what the machine allows: a message that fits in leaves its sender at once.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock

@@ -25,6 +25,9 @@ def cluster(config: RunConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         if address is None:
+            # Messages up to here ride in the call: on one machine that costs less than half of the
+            # CPU that shared memory does, with Ray's daemon in between (docs/transports.md).
+            os.environ.setdefault("RAY_max_direct_call_object_size", str(8 * 2**20))
             ray.init(
                 address="local",
                 include_dashboard=False,

@@ -28,6 +28,7 @@ from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worke
 from orchestrator.placement import Placement
 from orchestrator.plan import Plan
 from orchestrator.program import (
+    PREFETCHED,
     Calendar,
     block_program,
     channels,
@@ -99,7 +100,8 @@ class RayEngine:
         feedback_modules = program.feedback_modules
         messages = window * program.settings.shards
         # One thread for each message that may wait, and some for those that never do.
-        source_actor, block_actor, feedback_actor = actor_classes(mail_threads=messages + 4)
+        waiting = max(messages, PREFETCHED * program.settings.shards)
+        source_actor, block_actor, feedback_actor = actor_classes(mail_threads=waiting + 4)
         # A bundle holds a block, and in half of it its feedback module where there is one.
         share = 0.5 if feedback_modules else 1.0
 

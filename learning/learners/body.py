@@ -50,6 +50,8 @@ class Body:
         self.chain = Chain(self.units)
         self.numerics = Numerics(self.settings.precision, self.device)
         self.numerics.prepare(self.chain)
+        found = (getattr(module, "constrain_", None) for module in self.chain.modules())
+        self._constraints = [constrain for constrain in found if callable(constrain)]
         self._constrain()
         self.chain.train()  # whatever mode the user's module came in
         named = [(self.chain.original_name(n), p) for n, p in self.chain.named_parameters()]
@@ -112,10 +114,8 @@ class Body:
 
         Once at the start, and after every update.
         """
-        for module in self.chain.modules():
-            constrain = getattr(module, "constrain_", None)
-            if callable(constrain):
-                constrain()
+        for constrain in self._constraints:
+            constrain()
 
     def _tail_start(self, tail: int | None) -> int:
         """The number of the first parameter in the last `tail` units."""
