@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import sys
 import threading
 import time
 import uuid
 from contextlib import suppress
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,9 @@ from learning.messages import Key, Message
 _TAKEN, _STOPPED = b"t", b"s"
 _LONGEST_NAME = 1024  # bytes
 _SEND_BUFFER = 8 * 2**20  # bytes
+_BACKLOG = 128  # who may knock at once
+_GREETING_SECONDS = 10  # for the other end's next word, until it has said who it is
+_REFUSED = (AuthenticationError, EOFError, OSError, ValueError)
 
 
 class PeerLostError(RuntimeError):
@@ -88,14 +92,17 @@ class DirectChannel:
         near = receiver.path and receiver.node == node
         address = receiver.path if near else (receiver.host, receiver.port)
         try:
-            connection = Client(address, authkey=secret)
-        except (OSError, AuthenticationError) as error:
+            connection = _connection_to(address)
+            # Both know the secret, and neither says it.
+            answer_challenge(connection, secret)
+            deliver_challenge(connection, secret)
+            connection.send_bytes(sender.encode())
+            connection.send_bytes(str(window or 0).encode())
+        except _REFUSED as error:
             raise UserError(
                 f"{sender} cannot connect to {receiver.name} at {address!r} ({error}): open the "
                 "TCP ports between the nodes or set engine.transport=object_store"
             ) from error
-        connection.send_bytes(sender.encode())
-        connection.send_bytes(str(window or 0).encode())
         self._socket = _socket_of(connection)
 
     def send(self, key: Key, message: Message) -> int:
@@ -110,7 +117,7 @@ class DirectChannel:
             if self._window is not None:
                 self._wait_for_room(self._window)
             frames.write(self._socket, key, arrays)
-        except OSError as error:
+        except ConnectionError as error:
             raise PeerLostError(self._receiver) from error
         return wire.size(arrays)
 
@@ -159,26 +166,41 @@ class Receiver:
         self._answering: list[socket.socket] = []
         near = sys.platform == "linux"  # its sockets without a file leave nothing behind
         path = f"\0blocklocal-{uuid.uuid4()}" if near else ""
-        listeners = [Listener(path, "AF_UNIX", authkey=secret)] if near else []
-        port = 0
+        self._secret, port, servers = secret, 0, []
+        if near:
+            servers.append(socket.socket(socket.AF_UNIX))
+            servers[-1].bind(path)
+            servers[-1].listen(_BACKLOG)
         if host is not None or not near:
             host = host or "127.0.0.1"
-            listeners.append(Listener((host, 0), "AF_INET", authkey=secret))
-            port = int(listeners[-1].address[1])
+            servers.append(socket.create_server((host, 0), backlog=_BACKLOG))
+            port = int(servers[-1].getsockname()[1])
         self.endpoint = Endpoint(name, node, path, host or "", port)
-        for listener in listeners:
-            _start(self._accept, listener)
+        for server in servers:
+            _start(self._accept, server)
         mailbox.when_failed(self._stop_senders)
 
-    def _accept(self, listener: Listener) -> None:
+    def _accept(self, server: socket.socket) -> None:
         while True:
             try:
-                connection = listener.accept()
-                sender = connection.recv_bytes(_LONGEST_NAME).decode()
-                window = int(connection.recv_bytes(_LONGEST_NAME))
-            except (AuthenticationError, EOFError, OSError):
-                continue  # a stranger, or one who gave up: the next may be welcome
-            _start(self._read, _socket_of(connection), sender, window)
+                sock, _ = server.accept()
+            except OSError as error:  # no file descriptors left, say
+                self._mailbox.fail(error)
+                return
+            # A thread each: a stranger who says nothing must not keep the others out.
+            _start(self._welcome, sock)
+
+    def _welcome(self, sock: socket.socket) -> None:
+        connection = _as_connection(sock)
+        try:
+            deliver_challenge(connection, self._secret)
+            answer_challenge(connection, self._secret)
+            sender = connection.recv_bytes(_LONGEST_NAME).decode()
+            window = int(connection.recv_bytes(_LONGEST_NAME))
+        except _REFUSED:
+            connection.close()  # a stranger, or one who gave up
+            return
+        self._read(_socket_of(connection), sender, window)
 
     def _read(self, sock: socket.socket, sender: str, window: int) -> None:
         group, untold = lowest_room(window), 0
@@ -188,10 +210,10 @@ class Receiver:
             untold += 1
             if untold == group:
                 untold = 0
-                try:
+                with suppress(
+                    ConnectionError
+                ):  # gone: the reader says so to whoever waits for more
                     sock.sendall(_TAKEN * group)
-                except OSError as error:
-                    raise PeerLostError(sender) from error
 
         if window:
             self._answering.append(sock)
@@ -204,7 +226,7 @@ class Receiver:
                 content = wire.decode(arrays, self._device)
                 self._mailbox.put(key, content, taken if window else None)
             self._mailbox.fail(PeerLostError(sender))
-        except OSError:
+        except ConnectionError:
             self._mailbox.fail(PeerLostError(sender))
         except Exception as error:
             self._mailbox.fail(error)  # the program waits for this message
@@ -220,10 +242,24 @@ def _start(target: object, *arguments: object) -> None:
     threading.Thread(target=target, args=arguments, daemon=True).start()  # type: ignore[arg-type]
 
 
+def _connection_to(address: str | tuple[str, int]) -> Connection:
+    sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+    sock.settimeout(_GREETING_SECONDS)
+    sock.connect(address)
+    sock.settimeout(None)
+    return _as_connection(sock)
+
+
+def _as_connection(sock: socket.socket) -> Connection:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _GREETING_SECONDS, 0))
+    return Connection(sock.detach())
+
+
 def _socket_of(connection: Connection) -> socket.socket:
     """The authenticated connection as a socket: it reads into given memory, without a copy."""
     sock = socket.socket(fileno=os.dup(connection.fileno()))
     connection.close()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
     # The kernel grants what the machine allows: a message that fits in leaves its sender at once.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
     if sock.family != socket.AF_UNIX:

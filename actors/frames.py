@@ -15,6 +15,7 @@ from learning.messages import Key
 
 _LENGTH = struct.Struct("!I")
 _BUFFER = 2**16  # bytes
+_PARTS = 1000  # at a time: Linux takes 1024
 _KINDS = "biuf"  # booleans and numbers: arrays whose bytes are all there is to them
 
 
@@ -22,14 +23,14 @@ def write(sock: socket.socket, key: Key, arrays: Arrays) -> None:
     """Write one message; returns when the kernel has taken its bytes over.
 
     Raises:
-        OSError: when the other end has gone.
+        ConnectionError: when the other end has gone.
     """
     layout = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
     header = json.dumps([key, layout]).encode()
     parts = [memoryview(_LENGTH.pack(len(header)) + header)]
     parts += [a.reshape(-1).view(np.uint8).data for a in arrays.values() if a.size]
     while parts:
-        sent = sock.sendmsg(parts)
+        sent = sock.sendmsg(parts[:_PARTS])
         while parts and sent >= len(parts[0]):
             sent -= len(parts.pop(0))
         if parts:

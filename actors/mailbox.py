@@ -20,6 +20,7 @@ class Mailbox:
         self._messages: dict[Key, tuple[Message, Callable[[], None] | None]] = {}
         self._changed = threading.Condition()
         self._error: Exception | None = None
+        self._held: dict[Key, threading.Event] = {}  # of senders that wait, by message
         self._when_failed: list[Callable[[], None]] = []
         self.waited_ns = 0
 
@@ -42,6 +43,8 @@ class Mailbox:
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
+            for event in self._held.values():
+                event.set()
         for call in self._when_failed:
             call()
 
@@ -58,26 +61,34 @@ class Mailbox:
             self._changed.notify_all()
 
     def clear(self) -> None:
-        """Drop all messages."""
+        """Drop all messages; their senders get their room back as if they had been taken."""
         with self._changed:
+            dropped = list(self._messages.values())
             self._messages.clear()
-            self._changed.notify_all()
+            for event in self._held.values():
+                event.set()
+            self._held.clear()
+        for _, taken in dropped:
+            if taken is not None:
+                taken()
 
     def take(self, key: Key) -> Message:
         """Wait for a message and remove it; the time waited is added to `waited_ns`.
 
         Raises:
-            Exception: what `fail` was given.
+            Exception: what `fail` was given; what is here can still be taken, unless the run ends.
         """
         with self._changed:
             if key not in self._messages:
                 started = time.monotonic_ns()
                 self._changed.wait_for(lambda: key in self._messages or self._error)
                 self.waited_ns += time.monotonic_ns() - started
-            if self._error:
+            if self._error and (self.stopped or key not in self._messages):
                 raise self._error
             message, taken = self._messages.pop(key)
-            self._changed.notify_all()
+            event = self._held.pop(key, None)
+        if event is not None:
+            event.set()
         if taken is not None:
             taken()
         return message
@@ -85,6 +96,11 @@ class Mailbox:
     def wait_taken(self, key: Key) -> None:
         """Wait until the message is no longer here: the sender's window depends on it."""
         with self._changed:
-            self._changed.wait_for(lambda: key not in self._messages or self._error)
+            if key not in self._messages:
+                return
+            event = self._held.setdefault(key, threading.Event())
             if self._error:
-                raise self._error
+                event.set()
+        event.wait()  # of its own: one condition would wake all held senders for each message
+        if self._error and key in self._messages:
+            raise self._error

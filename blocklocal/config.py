@@ -62,7 +62,7 @@ class EngineSettings(Settings):
 
     kind: Literal["ray", "sequential"] = "ray"
     address: str | None = Field(default=None, description="of a Ray cluster; null: a local one")
-    window: int = Field(default=3, ge=1, description="steps a block may run ahead of the next")
+    window: int = Field(default=4, ge=1, description="steps a block may run ahead of the next")
     transport: Transport = Field(
         default="object_store", description="of messages: Ray's object store, or sockets (direct)"
     )

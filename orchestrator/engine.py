@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from torch import Tensor
 
 from actors.direct import PeerLostError
@@ -28,7 +28,6 @@ from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worke
 from orchestrator.placement import Placement
 from orchestrator.plan import Plan
 from orchestrator.program import (
-    PREFETCHED,
     Calendar,
     block_program,
     channels,
@@ -99,9 +98,9 @@ class RayEngine:
         self._names: dict[str, str] = {}
         feedback_modules = program.feedback_modules
         messages = window * program.settings.shards
-        # One thread for each message that may wait, and some for those that never do.
-        waiting = max(messages, PREFETCHED * program.settings.shards)
-        source_actor, block_actor, feedback_actor = actor_classes(mail_threads=waiting + 4)
+        # One thread for each message that may be held back, and some for those that never are.
+        held = messages if transport == "object_store" else 0
+        source_actor, block_actor, feedback_actor = actor_classes(mail_threads=held + 4)
         # A bundle holds a block, and in half of it its feedback module where there is one.
         share = 0.5 if feedback_modules else 1.0
 
@@ -148,7 +147,12 @@ class RayEngine:
             windows = channels(self._program, actor.name, messages)
             connected = {name: (peers[name], window) for name, window in windows.items()}
             calls.append(actor.handle.connect.remote(connected))
-        self._call(all_of_them, calls)
+        try:
+            self._call(all_of_them, calls)
+        except UserError:
+            # Not the network's fault if one of them has died meanwhile: that is said first.
+            self._call(all_of_them, [a.handle.identify.remote() for a in all_of_them])
+            raise
 
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
         actors = [*self._blocks, *self._feedback]
@@ -218,7 +222,7 @@ class RayEngine:
     def _result(self, name: str, call: ray.ObjectRef[Any]) -> Any:
         try:
             return ray.get(call)
-        except (RayTaskError, RayActorError) as error:
+        except RayError as error:
             raise self._root_cause(name, error) from error
 
     def _root_cause(self, name: str, error: Exception) -> Exception:
@@ -228,23 +232,24 @@ class RayEngine:
             return cause
         if isinstance(cause, PeerLostError):
             return self._why_lost(cause)
-        if not isinstance(cause, RayActorError):
+        if isinstance(cause, RayTaskError) or not isinstance(cause, RayError):
             return error
         if cause is not error:  # `name` is alive and was sending to the one that is not
-            name = self._names.get(cause.actor_id, f"a neighbour of {name}")
-        how = "could not start" if cause.actor_init_failed else "was lost"
+            known = getattr(cause, "actor_id", "")  # an end for lack of memory names nobody
+            name = self._names.get(known, f"a neighbour of {name}")
+        how = "could not start" if getattr(cause, "actor_init_failed", False) else "was lost"
         return ActorLostError(f"{name} {how}: {cause}")
 
     def _why_lost(self, loss: PeerLostError) -> Exception:
         """A neighbour noticed first; Ray knows more as soon as the lost actor's call fails."""
         lost = next(actor for actor in self._actors if actor.name == loss.peer)
-        calls = list(lost.calls)
-        if calls and ray.wait(calls, timeout=STOPPING_SECONDS)[0]:
-            try:
-                ray.get(calls)
-            except (RayTaskError, RayActorError) as error:
-                if not isinstance(getattr(error, "cause", None), PeerLostError):
-                    return self._root_cause(lost.name, error)
+        try:
+            ray.get(list(lost.calls), timeout=STOPPING_SECONDS)
+        except GetTimeoutError:
+            pass  # it lives: only the connection ended
+        except RayError as error:
+            if not isinstance(getattr(error, "cause", None), PeerLostError):
+                return self._root_cause(lost.name, error)
         return ActorLostError(f"{lost.name} was lost: its connection ended")
 
     def _call(self, actors: Sequence[_Queue], calls: Sequence[ray.ObjectRef[Any]]) -> list[Any]:

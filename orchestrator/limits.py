@@ -18,7 +18,7 @@ from orchestrator.costs import Costs
 from orchestrator.dependencies import SOURCE, Need, in_order, needs, number, programs
 
 LONGEST_PERIOD = 2000
-"""Steps of a rule's period that are looked at; a longer one is judged by its beginning."""
+"""Steps of a rule's period that are looked at; of a longer one, those from here on."""
 SLACK = 1.01
 """A period within 1 % of the busiest actor's work is that actor's doing."""
 
@@ -69,18 +69,18 @@ class Limit:
 
 def works(program: Program, costs: Costs) -> dict[str, Work]:
     """What every actor does in a step, on average over a period of the rule, after all delays."""
-    period, first = _period(program), _longest_delay(program) + 1
+    steps = _typical(program)
     result: dict[str, Work] = {}
     sent: set[tuple[str, Need]] = set()
-    for name, operations in programs(program, range(first, first + period)).items():
+    for name, operations in programs(program, steps).items():
         kinds = Counter(op.kind for op in operations)
         seconds = sum(n * costs.operations[name, kind].seconds for kind, n in kinds.items())
         shards, kept = _kept(program, costs, name)
         state = costs.state_bytes.get(name, 0)
-        result[name] = Work(seconds / period, activations=kept, shards=shards, state=state)
+        result[name] = Work(seconds / len(steps), activations=kept, shards=shards, state=state)
         sent |= {(name, need) for op in operations for need in needs(program, name, op)}
     for to, need in sent:
-        size = _size(costs, need.sender, need.operation.kind, to, need.what) / period
+        size = _size(costs, need.sender, need.operation.kind, to, need.what) / len(steps)
         work, way = result[need.sender], number(to) - number(need.sender)
         if way > 0:
             work.forward += size
@@ -136,12 +136,29 @@ def _under_way(program: Program, k: int, step: int) -> int:
     return most
 
 
-def _period(program: Program) -> int:
-    """After how many steps a rule starts over."""
-    rule, last = program.rule, program.blocks
-    every = (reading.every for reading in rule.readings(last))
+def period_of(program: Program) -> int:
+    """After how many steps a rule starts over: the next ones are like those before."""
+    rule = program.rule
+    every = (reading.every for reading in rule.readings(program.blocks))
     own = rule.credit.period if isinstance(rule.credit, Guided) else 1
-    return min(math.lcm(own, *every), LONGEST_PERIOD)
+    return math.lcm(own, *every)
+
+
+def _typical(program: Program) -> range:
+    """The steps that stand for all: a period after all delays, or those that `limit` looks at."""
+    period = period_of(program)
+    if period <= LONGEST_PERIOD:
+        first = _longest_delay(program) + 1
+        return range(first, first + period)
+    span = _span(program)
+    return range(span, 2 * span)
+
+
+def _span(program: Program) -> int:
+    """Steps until the pipeline is full, in whole periods: `limit` looks at as many after them."""
+    period = min(period_of(program), LONGEST_PERIOD)
+    enough = max(32, 4 * (program.blocks + _longest_delay(program)))
+    return period * math.ceil(enough / period)
 
 
 def _longest_delay(program: Program) -> int:
@@ -158,9 +175,7 @@ def limit(program: Program, costs: Costs) -> Limit:
     An operation begins when the one before it on its actor and those that send its messages are
     done. The pipeline's fill is left out: the second half of the steps counts.
     """
-    period = _period(program)
-    enough = max(32, 4 * (program.blocks + _longest_delay(program)))
-    span = period * math.ceil(enough / period)
+    span = _span(program)
     ends: dict[tuple[str, Operation], float] = {}
     cause: dict[tuple[str, Operation], tuple[str, Operation] | None] = {}
     free: dict[str, tuple[str, Operation]] = {}

@@ -11,10 +11,6 @@ from learning.learners.publishing import Publication
 from learning.messages import block_name
 
 
-PREFETCHED = 8
-"""Steps of batches that the source makes ahead, at least: it then works in bursts."""
-
-
 @dataclass(frozen=True)
 class Calendar:
     """What happens after which step, besides training.
@@ -39,8 +35,6 @@ def channels(program: Program, sender: str, messages: int) -> dict[str, int | No
     if sender.startswith("block"):
         ahead = block_name(int(sender.removeprefix("block")) + 1)
     windowed = "" if sender.startswith("feedback") else ahead
-    if sender == "source":
-        messages = max(messages, PREFETCHED * program.settings.shards)
     return {name: messages if name == windowed else None for name in program.receivers(sender)}
 
 

@@ -17,7 +17,6 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.events = 0
         self._heap: list[tuple[float, int, Then]] = []
         self._set = 0
 
@@ -30,7 +29,6 @@ class Clock:
         """Until nothing is left to happen."""
         while self._heap:
             self.now, _, then = heapq.heappop(self._heap)
-            self.events += 1
             then()
 
 

@@ -73,7 +73,8 @@ class FusedUpdater(Updater):
             assert gradient is not None
             if weight != 1.0:
                 gradient = gradient * weight
-            parameter.grad = gradient.div_(self.batch)
+            # Not in place: it may share memory with a gradient that is still to come.
+            parameter.grad = gradient / self.batch
             if self.observer is not None:
                 self.observer({self.names[i]: parameter.grad})
             self._advance(self._optimizers[i], step)

@@ -54,6 +54,22 @@ class GradientTree:
         return total
 
 
+def _apart(gradients: Gradients, others: Gradients) -> Gradients:
+    """Copy what shares memory with one before it or with `others`: `step` changes gradients.
+
+    Autograd hands over tensors that nobody else holds, but two of them may be views of one.
+    """
+    seen = {g.untyped_storage().data_ptr() for g in others if g is not None}
+    apart: Gradients = []
+    for g in gradients:
+        if g is not None:
+            address = g.untyped_storage().data_ptr()
+            g = g.clone() if address in seen else g
+            seen.add(address)
+        apart.append(g)
+    return apart
+
+
 def _sum(left: Gradients, right: Gradients) -> Gradients:
     return [b if a is None else a if b is None else a + b for a, b in zip(left, right, strict=True)]
 
@@ -135,13 +151,13 @@ class Updater:
             return [None] * len(inputs)
         for leaf in leaves:
             leaf.grad = None  # autograd would add to what a user left there
-        # Unlike autograd.grad, this gives tensors that nobody else holds: `step` may change them.
         torch.autograd.backward(output, gradient, retain_graph=retain_graph, inputs=leaves)
         gradients = [leaf.grad for leaf in leaves]
         for leaf in leaves:
             leaf.grad = None
-        self._enter(gradients[: len(parameters)], start, weight)
-        return gradients[len(parameters) :]
+        own, others = gradients[: len(parameters)], gradients[len(parameters) :]
+        self._enter(_apart(own, [gradient, *others]), start, weight)
+        return others
 
     def add(self, gradients: Sequence[Tensor | None], start: int = 0, weight: float = 1.0) -> None:
         """Add gradients of `parameters[start:]` to the current shard's; they stay as they are."""

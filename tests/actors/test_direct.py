@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Client
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
 
 import numpy as np
@@ -253,16 +253,56 @@ def test_lost_sender_is_named_to_who_waits_for_it(
     assert raised.value.peer == "block1"
 
 
-def test_lost_receiver_is_named_to_its_sender() -> None:
-    from multiprocessing.connection import Listener
+def test_what_a_lost_sender_had_sent_can_still_be_taken(
+    mailbox: Told, channel: Callable[[int | None], DirectChannel]
+) -> None:
+    sender = channel(2)
+    sender.send(Key("x", 0), message(7))
+    sender.close()
+    assert mailbox.told.wait(30)
+    assert mailbox.take(Key("x", 0))["x"][0] == 7
+    with pytest.raises(PeerLostError):
+        mailbox.take(Key("x", 1))
 
-    listener = Listener(("127.0.0.1", 0), authkey=SECRET)
+
+def test_clearing_the_mailbox_gives_room_back(
+    mailbox: Told, channel: Callable[[int | None], DirectChannel]
+) -> None:
+    sender, marker = channel(2), channel(None)
+    for step in range(2):
+        sender.send(Key("x", step), message(step))
+    while len(mailbox._messages) < 2:  # two sockets: the marker may come first
+        marker.send(Key("g", 0), message(0))
+        mailbox.take(Key("g", 0))
+    mailbox.clear()
+    sender.send(Key("x", 2), message(2))
+    assert mailbox.take(Key("x", 2))["x"][0] == 2
+
+
+def test_messages_of_very_many_arrays_arrive(
+    mailbox: Told, channel: Callable[[int | None], DirectChannel]
+) -> None:
+    sender = channel(None)
+    many = {f"weight{i}": torch.tensor(float(i)) for i in range(2500)}
+    sender.send(Key("weights", 0), many)
+    found = mailbox.take(Key("weights", 0))
+    assert {name: t.item() for name, t in found.items()} == {n: t.item() for n, t in many.items()}
+
+
+def test_lost_receiver_is_named_to_its_sender() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
     accepted: list[Any] = []
-    thread = threading.Thread(target=lambda: accepted.append(listener.accept()), daemon=True)
+
+    def accept() -> None:
+        connection = Connection(server.accept()[0].detach())
+        deliver_challenge(connection, SECRET)
+        answer_challenge(connection, SECRET)
+        accepted.append(connection)
+
+    thread = threading.Thread(target=accept, daemon=True)
     thread.start()
-    host, port = listener.address
-    endpoint = Endpoint("block2", "b", "", str(host), int(port))
-    channel = DirectChannel("block1", "a", endpoint, SECRET, 1)
+    host, port = server.getsockname()
+    channel = DirectChannel("block1", "a", Endpoint("block2", "b", "", host, port), SECRET, 1)
     thread.join(30)
     channel.send(Key("x", 0), message(0))
     accepted[0].close()
@@ -277,11 +317,13 @@ def test_strangers_are_refused_and_do_no_harm(
         DirectChannel("block1", "elsewhere", receiver.endpoint, b"another secret", None)
     with socket.create_connection((receiver.endpoint.host, receiver.endpoint.port)) as stranger:
         stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
-    silent = Client(receiver.endpoint.path, authkey=SECRET)
-    silent.close()  # before it has said its name
+    with socket.create_connection((receiver.endpoint.host, receiver.endpoint.port)):
+        pass  # gone before it has said anything
+    silent = socket.create_connection((receiver.endpoint.host, receiver.endpoint.port))
     sender = channel(None)
     sender.send(Key("x", 0), message(5))
     assert mailbox.take(Key("x", 0))["x"][0] == 5
+    silent.close()
 
 
 def test_where_nobody_listens_the_user_is_told_what_to_do() -> None:

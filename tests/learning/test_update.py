@@ -287,3 +287,50 @@ def test_backward_adds_what_autograd_gives():
     updater.step(0)
     for mine, theirs in zip(updater.parameters, by_hand.parameters, strict=True):
         assert torch.equal(mine, theirs)
+
+
+class Meeting(nn.Module):
+    """Two parameters whose gradients are views of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(16)), nn.Parameter(torch.zeros(2, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.a.view(4, 4) + self.b.view(4, 4))
+
+
+def test_gradients_that_share_memory_are_divided_once_each():
+    """Whether with each other, with the gradient sent back, or with the one that arrived."""
+    for module in (Meeting(), Adding()):
+        updater = Updater(
+            module.named_parameters(),
+            SGDSettings(lr=1.0, momentum=0.0),
+            ConstantSchedule(),
+            index=1,
+            steps=1,
+            batch=8,
+        )
+        x = torch.ones(1, 4, 4).requires_grad_()
+        arrived = torch.ones(1, 16)
+        (back,) = updater.backward(
+            module(x).reshape(1, 16), arrived, updater.parameters, [x], step=0
+        )
+        assert back is not None
+        sent = back.clone()
+        updater.end_shard()
+        assert updater.step(0)
+        for parameter in updater.parameters:
+            assert torch.equal(parameter, torch.full_like(parameter, -1 / 8))
+        assert torch.equal(back, sent) and torch.equal(arrived, torch.ones(1, 16))
+
+
+class Adding(nn.Module):
+    """Adds a parameter without broadcasting: its gradient is that of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.zeros(1, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) + self.p.flatten(1)).view(1, 4, 4)
