@@ -1,4 +1,4 @@
-"""What the blocks of a cut cost under the chosen rule, for as long as planning may take."""
+"""What the blocks of a cut cost under the chosen rule, within what planning may take."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from learning.data import Batches
 from learning.errors import UserError
 from learning.messages import block_name
 from learning.units import Unit
-from orchestrator.costs import measure_costs
+from orchestrator.costs import measure_costs, uncompiled
 from orchestrator.limits import works
 
 SECONDS = 1.0
-"""What measuring may take; twice what timing the units took, where that is more."""
+"""What measuring times may take; twice what timing the units took, where that is more."""
 CUTS = 6
 """The most cuts that are measured."""
 REPEATS = 3
 
 
 class RuleCosts:
-    """Measures cuts, until the time is up. Made just before the units are timed."""
+    """Measures cuts, until there are enough or the time is up.
+
+    Made just before the units are timed. Where bytes are wanted no clock has a say: they are the
+    same in every run, and so is the cut.
+    """
 
     def __init__(
         self,
@@ -52,30 +56,37 @@ class RuleCosts:
     def __call__(
         self, blocks: Sequence[Sequence[Unit]], shapes: Sequence[tuple[int, ...]]
     ) -> Sequence[float] | None:
-        """The cost of each block, in seconds or bytes; None when it cannot be had.
+        """The cost of each block, in seconds or bytes, its units run as written.
+
+        None where the rule cannot have this cut, and when no more are measured.
 
         Args:
             blocks: the units of each block.
             shapes: of the blocks' outputs, without batch.
+
+        Raises:
+            UserError: for a network whose output does not fit the data, and what `measure_costs`
+                raises.
         """
         started = time.monotonic()
         if not self._cuts:
             self._ends = started + max(SECONDS, 2 * (started - self._made))
-        if self._cuts == CUTS or started + self._longest > self._ends:
+        late = self._balance == "time" and started + self._longest > self._ends
+        if self._cuts == CUTS or late:
             return None
         self._cuts += 1
-        program = self._program_of(shapes)
+        program = uncompiled(self._program_of(shapes))
         try:
             check_program(program, blocks, self._sample)
-            costs = measure_costs(
-                program,
-                blocks,
-                self._batches,
-                threads=self._threads,
-                repeats=REPEATS if self._balance == "time" else 1,
-            )
         except UserError:
             return None  # not a cut to choose; the chosen one is checked again, and says so
+        costs = measure_costs(
+            program,
+            blocks,
+            self._batches,
+            threads=self._threads,
+            repeats=REPEATS if self._balance == "time" else 1,
+        )
         self._longest = max(self._longest, time.monotonic() - started)
         work = works(program, costs)
         of_blocks = [work[block_name(k)] for k in range(1, len(blocks) + 1)]

@@ -27,7 +27,7 @@ from blocklocal.resuming import check_given, check_resumable, start_of
 from blocklocal.training import Result, resume, train
 from learning.errors import UserError
 from learning.rules import Backprop
-from orchestrator.costs import measure_costs
+from orchestrator.costs import measure_costs, uncompiled
 from orchestrator.engine import ActorLostError
 from orchestrator.findings import sentences
 from orchestrator.findings import table as cost_table
@@ -173,6 +173,7 @@ def plan_command(
     machines = simulating.described(described)
     numbers = simulating.counts(devices, machines) if simulate else []
     simulating.check_picture(picture)
+    simulating.check_free(save)
     prepared = prepare(_configuration(words))
     console.print(prepared.plan.table())
     _limits(prepared)
@@ -183,8 +184,7 @@ def plan_command(
             simulating.save(rows, picture, machines)
             _say(f"wrote {picture} and {picture.with_suffix('.json')}")
     if save is not None:
-        if save.exists():
-            raise UserError(f"{save} exists: choose another file or remove it")
+        simulating.check_free(save)  # it may be new
         try:
             prepared.plan.save(save)
         except OSError as error:
@@ -192,8 +192,12 @@ def plan_command(
 
 
 def _limits(prepared: Prepared) -> None:
-    """Measure the operations of the run here; say what they cost and what limits it."""
-    program, blocks = prepared.program, prepared.plan.units_of_blocks(prepared.units)
+    """Measure the operations of the run here; say what they cost and what limits it.
+
+    Blocks run as written, also where the run compiles them.
+    """
+    program = uncompiled(prepared.program)
+    blocks = prepared.plan.units_of_blocks(prepared.units)
     gpus = prepared.config.engine.resources.gpus > 0 and torch.cuda.is_available()
     measure = partial(
         measure_costs,

@@ -100,7 +100,6 @@ def prepare(
                 f"the data have rows of shape {dataset.input_shape} and the run had "
                 f"{plan.blocks[0].input_shape}: resume it with its own data"
             )
-    _check_output(plan.blocks[-1].output_shape, dataset)
     program = program_of(tuple(b.output_shape for b in plan.blocks))
     shard = _sample(config, dataset, training.batch // training.shards)
     check_program(program, plan.units_of_blocks(units), shard)
@@ -126,7 +125,12 @@ def _program(
     steps: int,
     output_shapes: Sequence[tuple[int, ...]],
 ) -> Program:
-    """The configuration's rule for blocks with these outputs."""
+    """The configuration's rule for blocks with these outputs.
+
+    Raises:
+        UserError: when the last one is no score for each class.
+    """
+    _check_output(output_shapes[-1], dataset)
     training = config.training
     settings = LearnerSettings(
         optimizer=config.optimizer,
@@ -167,7 +171,8 @@ def _check_direction(config: RunConfig) -> None:
         )
 
 
-def _check_output(shape: tuple[int, ...], dataset: Dataset) -> None:
+def _check_output(shape: Sequence[int], dataset: Dataset) -> None:
+    shape = tuple(shape)
     if shape == (*dataset.target_shape, dataset.classes):
         return
     if dataset.target_shape:

@@ -17,12 +17,12 @@ from learning.checks import check_program
 from learning.errors import UserError
 from learning.rules import BLL, Backprop, Interlocking, Local, Rule
 from orchestrator.clusters import ClusterDescription
-from orchestrator.costs import Costs, measure_costs
+from orchestrator.costs import Costs, measure_costs, uncompiled
 from orchestrator.dependencies import SOURCE
 from orchestrator.files import write_file
+from orchestrator.limits import operations_a_step
 from orchestrator.plan import human_bytes
 from orchestrator.simulation import Prediction, in_turns, simulate
-from orchestrator.simulation_routes import Routes
 from orchestrator.simulation_scale import scale, widen
 
 COUNTS = (2, 8, 64, 1024)
@@ -44,7 +44,7 @@ class Row:
     """A schedule on a number of devices.
 
     Attributes:
-        speed_up: over one device that does all its operations itself, without messages.
+        speed_up: over one such device that does all operations itself, without messages.
     """
 
     schedule: str
@@ -126,6 +126,16 @@ def described(path: Path | None) -> ClusterDescription:
     return ClusterDescription(nodes=max(COUNTS))
 
 
+def check_free(path: Path | None) -> None:
+    """Refuse a file that exists, before anything takes time.
+
+    Raises:
+        UserError: when it does.
+    """
+    if path is not None and path.exists():
+        raise UserError(f"{path} exists: choose another file or remove it")
+
+
 def check_picture(picture: Path | None) -> None:
     """Refuse a picture that exists, before anything takes time.
 
@@ -136,9 +146,8 @@ def check_picture(picture: Path | None) -> None:
         return
     if picture.suffix != ".png":
         raise UserError(f"--picture = {picture} is no .png file: name it so")
-    for path in (picture, picture.with_suffix(".json")):
-        if path.exists():
-            raise UserError(f"{path} exists: choose another file or remove it")
+    check_free(picture)
+    check_free(picture.with_suffix(".json"))
 
 
 def predict(
@@ -154,7 +163,7 @@ def predict(
     rows: list[Row] = []
     measured: dict[str, Costs] = {}
     for choice in schedules(prepared.config.rule):
-        program = replace(prepared.program, rule=choice.rule)
+        program = uncompiled(replace(prepared.program, rule=choice.rule))
         settings = choice.rule.model_copy(update={"order": "1f1b"}).model_dump_json()
         try:
             if settings not in measured:
@@ -195,19 +204,26 @@ def _predict(
         prediction = simulate(
             wide, costs, cluster, in_turns(blocks, n), window=prepared.config.engine.window
         )
-        alone = cluster.speed / _work(wide, costs)
-        yield Row(choice.name, n, prediction.steps_per_second / alone, prediction)
+        speed_up = prediction.steps_per_second * alone(wide, costs, cluster)
+        yield Row(choice.name, n, speed_up, prediction)
 
 
-def _work(program: Program, costs: Costs) -> float:
-    """Seconds of all learners' operations in a step."""
-    routes = Routes(program)
-    return sum(
-        costs.operations[name, op.kind].seconds
-        for name in routes.actors()
-        if name != SOURCE
-        for op in routes.operations(name, range(1))
-    )
+def alone(program: Program, costs: Costs, cluster: ClusterDescription) -> float:
+    """Seconds of a step on one device of `cluster` that does everything itself.
+
+    Nothing is sent, and no other device is busy. A core does by itself what the costs' threads do
+    on as many cores, and makes the batches too, which has its own processor beside accelerators.
+    """
+    on_cores = cluster.kind == "cpu"
+    seconds = 0.0
+    for name, kinds in operations_a_step(program).items():
+        if name == SOURCE and not on_cores:
+            continue
+        threads = costs.threads if on_cores and name != SOURCE else 1
+        for kind, count in kinds.items():
+            each = costs.operations[name, kind].seconds / cluster.speed + cluster.overhead
+            seconds += count * each * threads
+    return seconds
 
 
 def table(rows: Sequence[Row], shards: int) -> Table:

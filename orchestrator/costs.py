@@ -20,7 +20,7 @@ from actors.execution import Executor
 from actors.operations import Kind, Operation
 from learning.build import CPU, Program
 from learning.data import Batches
-from learning.errors import UserError
+from learning.errors import NonFiniteLossError, UserError
 from learning.policies.fused import FusedUpdater
 from learning.units import Unit
 from orchestrator.dependencies import SOURCE, in_order, programs
@@ -85,10 +85,39 @@ def measure_costs(
         device: of blocks and feedback modules.
 
     Raises:
-        UserError: what the program would fail with, or `repeats` below 1.
+        UserError: what the program would fail with, a loss that is not finite, or `repeats`
+            below 1.
     """
     if repeats < 1:
         raise UserError(f"repeats = {repeats} is less than 1: use at least 1 timed step")
+    try:
+        return _measured(program, blocks, batches, threads, repeats, device)
+    except NonFiniteLossError as error:
+        raise UserError(
+            f"the loss of block {error.block} is {error.loss} in step {error.step} of measuring "
+            "costs, which moves no weights: mend the data or the network, or its initial weights"
+        ) from error
+
+
+def uncompiled(program: Program) -> Program:
+    """The program with its blocks run as written, whatever `precision.compile` is.
+
+    A plan is made before the actors are, on the driver: there CUDA graphs may find no GPU, and
+    compiling takes longer than all measuring.
+    """
+    settings = program.settings
+    plain = settings.precision.model_copy(update={"compile": "none"})
+    return replace(program, settings=replace(settings, precision=plain))
+
+
+def _measured(
+    program: Program,
+    blocks: Sequence[Sequence[Unit]],
+    batches: Batches,
+    threads: int,
+    repeats: int,
+    device: torch.device,
+) -> Costs:
     still = program.settings.optimizer.model_copy(update={"lr": 0.0})
     program = replace(program, settings=replace(program.settings, steps=1, optimizer=still))
     warm, timed = _steps(program, repeats)

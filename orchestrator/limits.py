@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.operations import Kind, Operation
@@ -15,7 +16,7 @@ from learning.build import Program
 from learning.credit import Delayed, Guided
 from learning.messages import block_name
 from orchestrator.costs import Costs
-from orchestrator.dependencies import SOURCE, Need, in_order, needs, number, programs
+from orchestrator.dependencies import SOURCE, in_order, needs, number, programs
 
 LONGEST_PERIOD = 2000
 """Steps of a rule's period that are looked at; of a longer one, those from here on."""
@@ -70,15 +71,16 @@ class Limit:
 def works(program: Program, costs: Costs) -> dict[str, Work]:
     """What every actor does in a step, on average over a period of the rule, after all delays."""
     steps = _typical(program)
+    lists = programs(program, steps)
     result: dict[str, Work] = {}
-    sent: set[tuple[str, Need]] = set()
-    for name, operations in programs(program, steps).items():
-        kinds = Counter(op.kind for op in operations)
+    for name, kinds in _counted(lists, steps).items():
         seconds = sum(n * costs.operations[name, kind].seconds for kind, n in kinds.items())
         shards, kept = _kept(program, costs, name)
         state = costs.state_bytes.get(name, 0)
-        result[name] = Work(seconds / len(steps), activations=kept, shards=shards, state=state)
-        sent |= {(name, need) for op in operations for need in needs(program, name, op)}
+        result[name] = Work(seconds, activations=kept, shards=shards, state=state)
+    sent = {
+        (to, need) for to, ops in lists.items() for op in ops for need in needs(program, to, op)
+    }
     for to, need in sent:
         size = _size(costs, need.sender, need.operation.kind, to, need.what) / len(steps)
         work, way = result[need.sender], number(to) - number(need.sender)
@@ -89,6 +91,21 @@ def works(program: Program, costs: Costs) -> dict[str, Work]:
         else:
             work.beside += size
     return result
+
+
+def operations_a_step(program: Program) -> dict[str, dict[Kind, float]]:
+    """How many operations of each kind every actor has in a step, on average as in `works`."""
+    steps = _typical(program)
+    return _counted(programs(program, steps), steps)
+
+
+def _counted(
+    lists: Mapping[str, Sequence[Operation]], steps: range
+) -> dict[str, dict[Kind, float]]:
+    counts = {name: Counter(op.kind for op in operations) for name, operations in lists.items()}
+    return {
+        name: {kind: n / len(steps) for kind, n in kinds.items()} for name, kinds in counts.items()
+    }
 
 
 def _size(costs: Costs, sender: str, kind: Kind, to: str, what: str) -> int:

@@ -34,7 +34,8 @@ class Prediction:
     Attributes:
         steps_per_second: over the third quarter of the steps.
         completions: when each step was done by all learners, in seconds.
-        idle: share of each device's time, by device; of all its cores together on a CPU node.
+        idle: share of each device's time, by device; on a CPU node, of all its cores together that
+            the run has.
         peak_bytes: most memory that was held at once, by device.
         bytes_a_step: sent by all actors.
         work_a_step: seconds that each device works for a step.
@@ -97,7 +98,8 @@ def simulate(
 
     Args:
         costs: of every actor of `program`, on a device of speed 1.
-        devices: of blocks 1..K, counted from 0 over all nodes.
+        devices: of blocks 1..K, counted from 0 over all nodes. The run has these devices and those
+            before the highest of them: of CPU nodes that many cores, shared by all on a node.
         window: steps that a block may run ahead of the next one.
         steps: to simulate; by default `enough_steps`.
         record: keep every operation.
@@ -145,13 +147,16 @@ class _Machine:
         self.actors: dict[str, SimulatedActor] = {}
         used = max(devices) + 1
         self._nodes = range((used - 1) // cluster.devices + 1)
+        # A run has the cores that it was asked for, not all that its last node has.
+        self._cores_of_nodes = [
+            min(cluster.devices, used - n * cluster.devices) for n in self._nodes
+        ]
         self._shared = cluster.kind == "cpu"
         # From here on a device is what has a server of its own: a CPU node is one.
         self._device = [d // cluster.devices if self._shared else d for d in devices]
         self._servers: list[Server]
         if self._shared:
-            cores = (cluster.devices, cluster.background, cluster.contention)
-            self._servers = [Cores(self.clock, *cores) for _ in self._nodes]
+            self._servers = [self._cores(n) for n in self._cores_of_nodes]
             self._hosts = self._servers
         else:
             self._servers = [Accelerator(self.clock) for _ in range(used)]
@@ -159,6 +164,17 @@ class _Machine:
         self._memory = [Memory() for _ in self._servers]
         self._within = [Ports(cluster.within) for _ in self._servers]
         self._between = [Ports(cluster.between) for _ in self._nodes]
+
+    def _cores(self, count: int) -> Cores:
+        """`count` cores of a CPU node. Daemons use its other cores first.
+
+        Contention is that of the whole node: `count` busy cores of it are slower than one by their
+        share.
+        """
+        cluster = self.cluster
+        background = max(0.0, cluster.background - (cluster.devices - count))
+        share = (count - 1) / (cluster.devices - 1) if cluster.devices > 1 else 0.0
+        return Cores(self.clock, count, background, cluster.contention * share)
 
     def build(self, steps: int, record: list[Work] | None) -> list[SimulatedActor]:
         """Place all actors."""
@@ -227,13 +243,13 @@ class _Machine:
             raise UserError("the costs are 0 seconds throughout: measure them")
         rate = (last - first) / (completions[last] - completions[first])
         # Work is counted over the whole run: the first blocks are done long before the last.
-        cores = self.cluster.devices if self._shared else 1
+        cores = self._cores_of_nodes if self._shared else [1] * len(self._servers)
         each = tuple(server.busy / steps for server in self._servers)
         ports = [*self._within, *self._between]
         return Prediction(
             steps_per_second=rate,
             completions=completions,
-            idle=tuple(max(0.0, 1 - rate * busy / cores) for busy in each),
+            idle=tuple(max(0.0, 1 - rate * b / n) for b, n in zip(each, cores, strict=True)),
             peak_bytes=tuple(memory.peak for memory in self._memory),
             bytes_a_step=sum(port.sent for port in ports) / steps,
             work_a_step=each,

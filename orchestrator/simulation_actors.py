@@ -6,9 +6,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 from actors.operations import Kind, Operation
+from actors.transport import lowest_room
 from learning.build import Program
 from learning.errors import UserError
 from learning.messages import Key
@@ -55,23 +57,45 @@ class Sizes:
         Raises:
             UserError: when the costs do not know such a message.
         """
-        if (sender, key.what) not in self._sizes:
+        if not self.knows(sender, key):
             raise UserError(
                 f"the costs have no size of message {key.what!r} from {sender}: measure them "
                 "with the same rule"
             )
         return self._sizes[sender, key.what]
 
+    def knows(self, sender: str, key: Key) -> bool:
+        """Whether the costs have such a message."""
+        return (sender, key.what) in self._sizes
+
 
 @dataclass
 class Channel:
-    """The sender's end of the way to one receiver, with the window of `actors/transport.py`."""
+    """The sender's end of the way to one receiver, with the window of `actors/transport.py`.
+
+    A sender that meets a full window waits until it has heard that the oldest messages were taken,
+    as many as `lowest_room` says.
+    """
 
     window: int | None
     under_way: deque[Key] = field(default_factory=deque)
     taken: dict[Key, float] = field(default_factory=dict)
     """When the sender hears that a message was taken."""
     blocked: Callable[[], None] | None = None
+
+    def room_at(self) -> float | None:
+        """When the sender may go on after a full window; None while that is not known."""
+        assert self.window is not None
+        oldest = list(islice(self.under_way, lowest_room(self.window)))
+        if any(key not in self.taken for key in oldest):
+            return None
+        return max(self.taken[key] for key in oldest)
+
+    def make_room(self) -> None:
+        """Forget the oldest messages, which were taken."""
+        assert self.window is not None
+        for _ in range(lowest_room(self.window)):
+            del self.taken[self.under_way.popleft()]
 
 
 @dataclass
@@ -109,7 +133,6 @@ class SimulatedActor:
             for name, window in channels(program, self.name, self.window).items()
         }
         self.updated: list[float] = []  # when each step was done
-        self.work = 0.0  # seconds of own operations at full speed
         self._position = 0
         self._mail: dict[Key, tuple[int, str]] = {}
         self._takes: list[Key] = []
@@ -160,7 +183,6 @@ class SimulatedActor:
         overhead, message, byte = self.extra
         seconds = self._seconds(op) / self.speed + overhead
         seconds += sum(message + byte * size for _, size in posts)
-        self.work += seconds
         threads = 1 if self.name == SOURCE else self.costs.threads
         self.server.submit(seconds, threads, partial(self._done, op, deque(posts)))
 
@@ -190,15 +212,14 @@ class SimulatedActor:
             channel = self.channels[address.to]
             if channel.window is not None:
                 if len(channel.under_way) >= channel.window:
-                    oldest = channel.under_way[0]
-                    if oldest not in channel.taken:
+                    room = channel.room_at()
+                    if room is None:
                         channel.blocked = partial(self._send, op, posts)
                         return
-                    if channel.taken[oldest] > self.clock.now:
-                        self.clock.at(channel.taken[oldest], partial(self._send, op, posts))
+                    if room > self.clock.now:
+                        self.clock.at(room, partial(self._send, op, posts))
                         return
-                    channel.under_way.popleft()
-                    del channel.taken[oldest]
+                    channel.make_room()
                 channel.under_way.append(address.key)
             posts.popleft()
             self.deliver(self, address, size)
@@ -213,6 +234,6 @@ class SimulatedActor:
         if channel.window is None:
             return
         channel.taken[key] = heard
-        if channel.blocked is not None and channel.under_way[0] == key:
+        if channel.blocked is not None and (room := channel.room_at()) is not None:
             then, channel.blocked = channel.blocked, None
-            self.clock.at(heard, then)
+            self.clock.at(room, then)

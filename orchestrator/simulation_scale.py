@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from actors.operations import Kind
+from actors.operations import Kind, Operation
 from learning.build import Program
 from learning.credit import Guided
 from learning.errors import UserError
 from learning.messages import block_name, feedback_name
 from orchestrator.costs import Costs, OperationCost
 from orchestrator.dependencies import SOURCE, number
+from orchestrator.simulation_actors import Sizes
 from orchestrator.simulation_routes import Routes
+
+ENOUGH = 4
+"""Blocks with which every kind of inner block of the usual rules, and of feedback module, is there."""
 
 
 def widen(program: Program, blocks: int) -> Program:
@@ -48,7 +52,8 @@ def scale(costs: Costs, program: Program, blocks: int, *, share: float = 1.0) ->
             device. Times and memory are divided so; messages stay as large.
 
     Raises:
-        UserError: when no measured block had an operation that one of the new blocks has.
+        UserError: when no measured block had an operation, or sent a message, that one of the new
+            ones has.
     """
     measured, wide = program.blocks, widen(program, blocks)
     routes = Routes(wide)
@@ -57,28 +62,52 @@ def scale(costs: Costs, program: Program, blocks: int, *, share: float = 1.0) ->
     state: dict[str, int] = {}
     for name in routes.actors():
         model = _model(name, blocks, measured)
-        for kind in _kinds(routes, name):
+        for kind in {op.kind for op in _some_operations(routes, name)}:
             cost = _cost(costs, name, model, kind, measured)
             part = 1.0 if name == SOURCE else share
             operations[name, kind] = replace(cost, seconds=cost.seconds * part)
         for here, there in ((activation, costs.activation_bytes), (state, costs.state_bytes)):
             if model in there:
                 here[name] = round(there[model] * share)
-    return Costs(
+    made = Costs(
         operations=operations,
         activation_bytes=activation,
         state_bytes=state,
         threads=costs.threads,
     )
+    _check_messages(made, routes, measured)
+    return made
 
 
-def _kinds(routes: Routes, name: str) -> set[Kind]:
-    """The kinds of operation that an actor has in some step; weights are told in the first one."""
+def _check_messages(costs: Costs, routes: Routes, measured: int) -> None:
+    """Refuse costs without the size of a message that one of the new actors sends.
+
+    For instance, of two feedback modules in a chain only the top one sends a table down, and it is
+    no model for those between.
+    """
+    sizes = Sizes(costs)
+    for name in routes.actors():
+        for op in _some_operations(routes, name):
+            for address in routes.sends(name, op):
+                if not sizes.knows(name, address.key):
+                    raise _unmeasured(f"message {address.key.what!r} of {name}", measured)
+
+
+def _unmeasured(what: str, measured: int) -> UserError:
+    enough = max(ENOUGH, measured + 1)
+    return UserError(
+        f"{what} was not measured on {measured} blocks: measure more of them, "
+        f"blocks.count={enough} or more (or more names in blocks.at)"
+    )
+
+
+def _some_operations(routes: Routes, name: str) -> list[Operation]:
+    """An actor's operations in some steps, of every kind; weights are told in the first one."""
     credit, last = routes.credit, routes.program.blocks
     phases = credit.period if isinstance(credit, Guided) else 1
     late = credit.delay(1, last)  # the last to see a gradient sees it then
     steps = (range(phases), range(late, late + 1))
-    return {op.kind for some in steps for op in routes.operations(name, some)}
+    return [op for some in steps for op in routes.operations(name, some)]
 
 
 def _like(k: int, blocks: int, measured: int) -> int:
@@ -117,7 +146,4 @@ def _cost(costs: Costs, name: str, model: str, kind: Kind, measured: int) -> Ope
         for k in sorted(range(1, measured), key=lambda k: (abs(k - at), k)):
             if (block_name(k), kind) in costs.operations:
                 return costs.operations[block_name(k), kind]
-    raise UserError(
-        f"operation {kind.value!r} of {name} was not measured on {measured} blocks: measure more "
-        "of them (blocks.count)"
-    )
+    raise _unmeasured(f"operation {kind.value!r} of {name}", measured)

@@ -8,16 +8,15 @@ the same on every machine; docs/compare.md defines each.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, replace
 
 from blocklocal.compare.meters import FlopMeter, StepMeter
 from blocklocal.preparation import Prepared
 from learning.build import Program
-from learning.credit import Guided
 from learning.messages import block_name, feedback_name
 from learning.rules import Backprop
 from learning.sequential import SequentialEngine
+from orchestrator.limits import period_of
 from orchestrator.memory import persistent
 
 
@@ -67,7 +66,7 @@ def measure_costs(prepared: Prepared) -> Costs:
     for name, learner in learners.items():
         meter.follow(name, learner)
     batch = {shard: prepared.batches.shard(0, shard) for shard in range(steady.settings.shards)}
-    flops, period = FlopMeter(), _period(prepared)
+    flops, period = FlopMeter(), period_of(prepared.program)
     first = max(1, *(block.delay for block in engine.blocks))
     with meter.watching():
         for step in range(first):
@@ -89,13 +88,6 @@ def measure_costs(prepared: Prepared) -> Costs:
         bytes_back=round(meter.back / period),
         bytes_beside=round(meter.beside / period),
     )
-
-
-def _period(prepared: Prepared) -> int:
-    """After how many steps a rule starts over."""
-    rule = prepared.program.rule
-    every = (reading.every for reading in rule.readings(prepared.program.blocks))
-    return math.lcm(rule.credit.period if isinstance(rule.credit, Guided) else 1, *every)
 
 
 def _engine(prepared: Prepared, program: Program) -> SequentialEngine:

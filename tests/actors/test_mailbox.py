@@ -32,6 +32,14 @@ class Watched(Mailbox):
             return wait_for(predicate)
 
         self._changed.wait_for = watched  # type: ignore[method-assign]
+        waiting = self.waiting
+
+        class Held(dict[Key, threading.Event]):
+            def setdefault(self, key: Key, default: threading.Event) -> threading.Event:  # type: ignore[override]
+                waiting.set()
+                return super().setdefault(key, default)
+
+        self._held = Held()
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
