@@ -210,9 +210,8 @@ class Receiver:
             untold += 1
             if untold == group:
                 untold = 0
-                with suppress(
-                    ConnectionError
-                ):  # gone: the reader says so to whoever waits for more
+                # A sender that has gone is the reader's matter: it tells who waits for more.
+                with suppress(ConnectionError):
                     sock.sendall(_TAKEN * group)
 
         if window:

@@ -15,7 +15,7 @@ from orchestrator.simulation_actors import Sizes
 from orchestrator.simulation_routes import Routes
 
 ENOUGH = 4
-"""Blocks with which every kind of inner block of the usual rules, and of feedback module, is there."""
+"""Blocks with which the usual rules have every kind of inner block and feedback module."""
 
 
 def widen(program: Program, blocks: int) -> Program:

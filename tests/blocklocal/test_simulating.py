@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from actors.operations import Kind
 from blocklocal import cli
-from blocklocal.simulating import counts, schedules
+from blocklocal.simulating import alone, counts, schedules
 from learning.errors import UserError
 from learning.rules import Interlocking, Local
 from orchestrator.clusters import ClusterDescription
+from orchestrator.simulation import simulate
+from tests.orchestrator.machines import costs_of, made_program, times
 
 SMALL = [
     "network.widths=[8,8,8,8]",
@@ -65,6 +68,46 @@ def test_counts() -> None:
     assert counts("8,2", ClusterDescription(nodes=8)) == [2, 8]
     with pytest.raises(UserError, match="1 devices and a prediction takes at least 2"):
         counts(None, ClusterDescription())
+
+
+@pytest.mark.parametrize(
+    ("kind", "threads", "seconds"),
+    [
+        # 2 blocks of F, L and U at half the time and 0.1 s more each; the source is elsewhere.
+        ("accelerator", 1, 2 * (3.0 / 2 + 3 * 0.1)),
+        ("accelerator", 4, 2 * (3.0 / 2 + 3 * 0.1)),
+        # On one core, and the batch takes its 0.4 s / 2 and 0.1 s more there.
+        ("cpu", 1, 2 * (3.0 / 2 + 3 * 0.1) + 0.3),
+        ("cpu", 4, 4 * 2 * (3.0 / 2 + 3 * 0.1) + 0.3),
+    ],
+)
+def test_one_device_alone(kind: str, threads: int, seconds: float) -> None:
+    made = made_program(Local(), 2)
+    costs = costs_of(made, {**times(1.0, 2.0), Kind.BATCH: 0.4}, threads=threads)
+    cluster = ClusterDescription.model_validate(
+        {"kind": kind, "nodes": 2, "devices": 4, "speed": 2.0, "overhead": 0.1}
+    )
+    assert alone(made, costs, cluster) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["cpu", "accelerator"])
+def test_no_more_speed_up_than_devices(kind: str, threads: int) -> None:
+    made = made_program(Local(), 4)
+    costs = costs_of(made, {**times(1.0, 2.0, 0.5), Kind.BATCH: 0.2}, threads=threads)
+    cluster = ClusterDescription.model_validate({"kind": kind, "devices": 4, "overhead": 0.1})
+    rate = simulate(made, costs, cluster, range(4), steps=60).steps_per_second
+    speed_up = rate * alone(made, costs, cluster)
+    # All blocks are at work all the time: on cores with what the threads can use of them.
+    assert speed_up == pytest.approx(4.0, rel=0.07)
+
+
+def test_three_blocks_say_how_many_are_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*SMALL, "blocks.at=[layer2,layer3]", "--simulate", "--devices", "8"]
+    assert cli.main(["plan", *words]) == 0
+    out = capsys.readouterr().out
+    (said,) = [line for line in out.splitlines() if line.startswith("bll is left out: ")]
+    assert "was not measured on 3 blocks: " in said and "blocks.count=4 or more" in said
 
 
 def test_the_configured_rule_keeps_its_settings() -> None:

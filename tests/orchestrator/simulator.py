@@ -10,11 +10,13 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, cast
 
 from actors.execution import BlockExecutor, Executor, FeedbackExecutor, SourceExecutor
 from actors.mailbox import Mailbox
 from actors.operations import Kind, Operation
+from actors.transport import lowest_room
 from learning.build import Program
 from learning.learners.base import LearnerSettings
 from learning.learners.feedback import table_step
@@ -92,9 +94,11 @@ class Pipe:
             return 0
         if self.window is not None:
             if len(self._under_way) >= self.window:
-                if self._under_way[0] in self.receiver.waiting():
+                oldest = list(islice(self._under_way, lowest_room(self.window)))
+                if self.receiver.waiting().intersection(oldest):
                     raise Blocked(key)
-                self._under_way.popleft()
+                for _ in oldest:
+                    self._under_way.popleft()
             self._under_way.append(key)
         self.done.add(key)
         self.sent[key] += 1

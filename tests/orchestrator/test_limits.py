@@ -26,7 +26,7 @@ from orchestrator.costs import Costs, OperationCost
 from orchestrator.dependencies import in_order, programs
 from orchestrator.findings import sentences, table
 from orchestrator.gathered import Sent
-from orchestrator.limits import Work, limit, works
+from orchestrator.limits import Work, limit, operations_a_step, period_of, works
 from tests.orchestrator.simulator import program
 
 SECONDS = {Kind.FORWARD: 1.0, Kind.ASSESS: 2.0, Kind.GRADIENT: 2.0, Kind.UPDATE: 1.0}
@@ -114,6 +114,24 @@ def test_phases_are_averaged() -> None:
     """Guided: F1 F2 L2 G1 U1, 7 s; then F1 L1 U1, 4 s."""
     rule = PeriodicGuidance(period=2, guided=1)
     assert bound(rule, 2) == (pytest.approx(5.5), "block1 block2")
+
+
+def test_work_and_limit_of_a_very_long_period_are_of_the_same_steps() -> None:
+    """Guided are steps 0 to 9 of 5000, all before the 2000 steps that are looked at."""
+    made = program(PeriodicGuidance(period=5000, guided=10), 2, 1)
+    given_costs = costs(made, {("block1", Kind.GRADIENT): 1000.0})
+    assert works(made, given_costs)["block1"].seconds == pytest.approx(4.0)
+    assert limit(made, given_costs).period == pytest.approx(4.0)
+
+
+def test_operations_of_a_step() -> None:
+    made = program(PeriodicGuidance(period=4, guided=1), 2, 3)
+    assert period_of(made) == 4
+    counts = operations_a_step(made)["block1"]
+    assert counts == {Kind.FORWARD: 3, Kind.GRADIENT: 0.75, Kind.ASSESS: 2.25, Kind.UPDATE: 1}
+    assert period_of(program(MomentumAuxiliary(every=6), 3, 1)) == 6
+    assert period_of(program(PeriodicGuidance(period=5000), 2, 1)) == 5000
+    assert period_of(program(Local(), 2, 1)) == 1
 
 
 def test_delayed_gradients_wait_for_nothing() -> None:

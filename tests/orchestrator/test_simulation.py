@@ -130,6 +130,31 @@ def test_a_window_holds_a_fast_block_back() -> None:
     assert 1 / predicted.steps_per_second == pytest.approx(3.0)
 
 
+@pytest.mark.parametrize(("window", "room"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 3)])
+def test_a_sender_that_met_a_full_window_waits_for_half_of_it(window: int, room: int) -> None:
+    """Block 1 takes no time: after the first `window` messages, it sends `room` at a time."""
+    fast = {("block1", Kind.FORWARD): 0.0, ("block1", Kind.ASSESS): 0.0}
+    predicted = run(Local(), 2, of=fast, window=window, steps=30)
+    forwards = [w for w in predicted.work if w.operation.kind is Kind.FORWARD]
+    sent = [w.ended for w in forwards if w.actor == "block1"]
+    taken = [w.started for w in forwards if w.actor == "block2"]
+    assert sent[:window] == [0.0] * window
+    for step in range(window, 30):
+        oldest = (step - window) // room * room  # those it waits for are up to oldest + room - 1
+        assert sent[step] == pytest.approx(taken[oldest + room - 1])
+    assert 1 / predicted.steps_per_second == pytest.approx(3.0)
+
+
+def test_a_sender_hears_of_room_after_the_latency() -> None:
+    fast = {("block1", Kind.FORWARD): 0.0, ("block1", Kind.ASSESS): 0.0}
+    cluster = FREE.model_copy(update={"between": slow_path(math.inf, 0.5)})
+    predicted = run(Local(), 2, of=fast, window=4, steps=30, cluster=cluster)
+    forwards = [w for w in predicted.work if w.operation.kind is Kind.FORWARD]
+    sent = [w.ended for w in forwards if w.actor == "block1"]
+    taken = [w.started for w in forwards if w.actor == "block2"]
+    assert sent[4] == sent[5] == pytest.approx(taken[1] + 0.5)
+
+
 def test_a_full_path_sets_the_pace() -> None:
     """100 bytes a step through 10 bytes/s: 10 s a step, whatever the blocks take."""
     cluster = FREE.model_copy(update={"between": slow_path(10.0)})
@@ -206,6 +231,33 @@ def test_background_and_contention() -> None:
     assert 1 / alone.steps_per_second == pytest.approx(6.0)
 
 
+def test_a_run_has_only_the_cores_it_was_asked_for() -> None:
+    """Two blocks that could work at once take turns on one core of four, and keep it busy."""
+    node = one_node(4, kind="cpu")
+    one = run(Local(), 2, devices=[0, 0], cluster=node, steps=60)
+    assert 1 / one.steps_per_second == pytest.approx(6.0, rel=0.03)
+    assert one.idle == pytest.approx([0.0], abs=0.03)
+    two = run(Local(), 2, devices=[0, 1], cluster=node, steps=60)
+    assert 1 / two.steps_per_second == pytest.approx(3.0)
+    assert two.idle == pytest.approx([0.0], abs=0.03)
+    # Three cores of two nodes: the second node gives one.
+    pair = node.model_copy(update={"nodes": 2, "devices": 2})
+    three = run(Local(), 4, devices=[0, 1, 2, 2], cluster=pair, steps=60)
+    assert 1 / three.steps_per_second == pytest.approx(6.0, rel=0.03)
+    assert three.idle == pytest.approx([0.5, 0.0], abs=0.03)
+
+
+def test_what_else_a_node_does_is_on_its_other_cores_first() -> None:
+    """Of four cores daemons take 2.5: on two cores of the run only 0.5 of them."""
+    node = one_node(4, kind="cpu", background=2.5)
+    predicted = run(Local(), 2, devices=[0, 1], cluster=node, steps=60)
+    assert 1 / predicted.steps_per_second == pytest.approx(3.0 / 0.75, rel=0.03)
+    # Two busy cores of four share a third of what all four would.
+    node = one_node(4, kind="cpu", contention=0.75)
+    predicted = run(Local(), 2, devices=[0, 1], cluster=node, steps=60)
+    assert 1 / predicted.steps_per_second == pytest.approx(3.0 / 0.75, rel=0.03)
+
+
 # --- what holds for every schedule ------------------------------------------------------------
 
 
@@ -228,7 +280,7 @@ cases = st.builds(
     rule=st.sampled_from(RULES),
     blocks=st.integers(1, 5),
     shards=st.integers(1, 4),
-    window=st.integers(1, 3),
+    window=st.integers(1, 5),
     devices=st.integers(1, 5),
     kind=st.sampled_from(["cpu", "accelerator"]),
     bandwidth=st.sampled_from([math.inf, 10.0, 1.0]),
@@ -278,7 +330,7 @@ def test_every_operation_runs_once_in_order_and_no_device_does_the_impossible(ca
         messages = sum(len(list(routes.sends(w.actor, w.operation))) for w in predicted.work)
         owed += messages * case["receive"]
     assert worked == pytest.approx(owed)
-    cores = case["devices"] if case["kind"] == "cpu" else 1
+    cores = max(devices) + 1 if case["kind"] == "cpu" else 1
     end = predicted.simulated_seconds
     assert all(each * steps <= end * cores + 1e-9 for each in predicted.work_a_step)
     # Steps end in order.

@@ -53,6 +53,16 @@ def test_inner_blocks_lend_what_a_short_chain_does_not_have() -> None:
         scale(costs_of(short, times(1.0, 2.0)), short, 9)
 
 
+def test_messages_that_a_short_chain_does_not_have() -> None:
+    """Of two feedback modules only the top one sends a table down: it models none between."""
+    short = made_program(BLL(), 3)
+    said = r"message 'raw' of feedback\d was not measured on 3 blocks: .* blocks.count=4 or more"
+    with pytest.raises(UserError, match=said):
+        scale(costs_of(short, times(1.0, 2.0)), short, 8)
+    four = made_program(BLL(), 4)
+    scale(costs_of(four, times(1.0, 2.0)), four, 8)
+
+
 @pytest.mark.parametrize("rule", [BLL(), MomentumAuxiliary(), PeriodicGuidance(), Backprop()])
 def test_every_wide_network_runs(rule) -> None:
     made = made_program(rule, 4, 2)
