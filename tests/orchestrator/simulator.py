@@ -57,8 +57,8 @@ class Box(Mailbox):
         self.most: Counter[str] = Counter()
         self._count: Counter[str] = Counter()
 
-    def put(self, key: Key, message: Message) -> None:
-        super().put(key, message)
+    def put(self, key: Key, message: Message, taken: Callable[[], None] | None = None) -> None:
+        super().put(key, message, taken)
         self._count[key.what] += 1
         self.most[key.what] = max(self.most[key.what], self._count[key.what])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -48,7 +49,9 @@ def run(rule: Rule, blocks: int, shards: int = 1, **more) -> Prediction:
 
 @pytest.mark.parametrize("order", ["gpipe", "1f1b"])
 @pytest.mark.parametrize(("blocks", "shards"), [(1, 1), (2, 1), (2, 4), (4, 4), (4, 8), (3, 2)])
-def test_the_bubble_of_a_pipeline(order: str, blocks: int, shards: int) -> None:
+def test_the_bubble_of_a_pipeline(
+    order: Literal["gpipe", "1f1b"], blocks: int, shards: int
+) -> None:
     """A step takes (M + K - 1) (f + b): M shards, K blocks, no costs between them."""
     predicted = run(Backprop(order=order), blocks, shards)
     assert 1 / predicted.steps_per_second == pytest.approx((shards + blocks - 1) * 3.0)
