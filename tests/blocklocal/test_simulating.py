@@ -11,6 +11,7 @@ from actors.operations import Kind
 from blocklocal import cli
 from blocklocal.simulating import alone, counts, schedules
 from learning.errors import UserError
+from learning.objectives.heads import HeadSettings
 from learning.rules import Interlocking, Local
 from orchestrator.clusters import ClusterDescription
 from orchestrator.simulation import simulate
@@ -111,6 +112,7 @@ def test_three_blocks_say_how_many_are_needed(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_configured_rule_keeps_its_settings() -> None:
-    chosen = {c.name: c.rule for c in schedules(Local(head={"kind": "conv"}))}  # type: ignore
-    assert chosen["local"].head.kind == "conv"  # type: ignore[attr-defined]
+    chosen = {c.name: c.rule for c in schedules(Local(head=HeadSettings(kind="conv")))}
+    local = chosen["local"]
+    assert isinstance(local, Local) and local.head.kind == "conv"
     assert isinstance(chosen["3-wise"], Interlocking) and chosen["3-wise"].reach == 3
