@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from actors import wire
 from actors.mailbox import Mailbox, StoppedError
 from actors.operations import Kind, Operation, Report, Span
 from actors.transport import Channel
@@ -78,36 +79,64 @@ class Executor(ABC):
             self.report.bytes_sent += self.channels[post.to].send(post.key, post.message)
 
 
+class Source:
+    """Makes the batches that block 1 takes.
+
+    Args:
+        evaluation_batch: rows of a batch of an evaluation.
+    """
+
+    def __init__(self, batches: Batches, evaluation_batch: int) -> None:
+        self.batches, self.evaluation_batch = batches, evaluation_batch
+
+    def post(self, op: Operation) -> Post:
+        """The message of an operation: a shard of its step, or a batch of an evaluation."""
+        if op.split:
+            x, y = self.batches.evaluation_batch(op.split, op.shard, self.evaluation_batch)
+            key = Key("e", op.step, op.shard, split=op.split)
+        else:
+            x, y = self.batches.shard(op.step, op.shard)
+            key = Key("x", op.step, op.shard)
+        return Post(block_name(1), key, {"x": x, "y": y})
+
+
 class SourceExecutor(Executor):
     """Makes batches and sends them to block 1."""
 
-    def __init__(
-        self, batches: Batches, evaluation_batch: int, mailbox: Mailbox, threads: int
-    ) -> None:
+    def __init__(self, source: Source, mailbox: Mailbox, threads: int) -> None:
         super().__init__(mailbox, threads)
-        self.batches, self.evaluation_batch = batches, evaluation_batch
+        self.source = source
 
     def execute(self, op: Operation) -> None:
-        if op.kind is Kind.BATCH:
-            x, y = self.batches.shard(op.step, op.shard)
-            key = Key("x", op.step, op.shard)
-        else:
-            x, y = self.batches.evaluation_batch(op.split, op.shard, self.evaluation_batch)
-            key = Key("e", op.step, op.shard, split=op.split)
-        self.send([Post(block_name(1), key, {"x": x, "y": y})])
+        self.send([self.source.post(op)])
 
 
 class BlockExecutor(Executor):
-    """Runs one block's operations on its learner."""
+    """Runs one block's operations on its learner.
 
-    def __init__(self, learner: BlockLearner, delay: int, mailbox: Mailbox, threads: int) -> None:
+    Args:
+        delay: d: step t uses the table of step t-d.
+        source: makes the batches, where block 1 does that itself.
+    """
+
+    def __init__(
+        self,
+        learner: BlockLearner,
+        delay: int,
+        mailbox: Mailbox,
+        threads: int,
+        source: Source | None = None,
+    ) -> None:
         super().__init__(mailbox, threads)
-        self.learner, self.delay = learner, delay
+        self.learner, self.delay, self.source = learner, delay, source
         self._table: tuple[int, Message | None] = (-1, None)
 
     def execute(self, op: Operation) -> None:
         learner, step, shard = self.learner, op.step, op.shard
-        if op.kind is Kind.FORWARD:
+        if op.kind is Kind.BATCH:
+            assert self.source is not None
+            self._deliver(self.source, op)
+        elif op.kind is Kind.FORWARD:
             message = self.mailbox.take(Key("x", step, shard))
             mixes = learner.forward_needs_feedback(step)
             table = self._feedback(step) if mixes else None
@@ -124,6 +153,8 @@ class BlockExecutor(Executor):
         elif op.kind is Kind.UPDATE:
             self.report.steps[step] = learner.update(step)
         elif op.kind is Kind.EVALUATE:
+            if self.source is not None:
+                self._deliver(self.source, op)
             message = self.mailbox.take(Key("e", step, shard, split=op.split))
             on = learner.infer(op.split, message, self._feedback(step))
             if learner.index < learner.last:
@@ -141,6 +172,11 @@ class BlockExecutor(Executor):
         """Load a snapshot; training goes on at `step`."""
         self._table = (-1, None)
         _load(self, self.learner, state, step)
+
+    def _deliver(self, source: Source, op: Operation) -> None:
+        """Make a batch and put it where a message would lie."""
+        post = source.post(op)
+        self.mailbox.put(post.key, wire.place(post.message, self.learner.device))
 
     def _feedback(self, step: int) -> Message | None:
         if not self.learner.needs_feedback:

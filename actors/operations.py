@@ -14,7 +14,7 @@ from learning.errors import UserError
 class Kind(StrEnum):
     """What an operation does. F, B, U, V, E, S are those of docs/architecture.md."""
 
-    BATCH = "batch"  # source: make one shard and send it to block 1
+    BATCH = "batch"  # source, or block 1 itself: make one shard for block 1
     FORWARD = "F"  # block: run one shard forward, send it on
     ASSESS = "L"  # block: its own loss on one shard, send readout and gradient
     GRADIENT = "G"  # block: take the gradient of block `origin`'s loss through, send it on

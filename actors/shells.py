@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import ray
 import torch
@@ -16,6 +16,7 @@ from actors.execution import (
     BlockExecutor,
     Executor,
     FeedbackExecutor,
+    Source,
     SourceExecutor,
 )
 from actors.mailbox import Mailbox, StoppedError
@@ -29,6 +30,8 @@ from learning.units import Unit
 
 MAIL = "mail"
 """The concurrency group in which messages arrive while the program runs."""
+
+_MORE_MAIL = 4  # threads for messages that nobody holds back, and for `stop`
 
 
 def actor_device() -> torch.device:
@@ -108,26 +111,34 @@ class _Shell:
         return self._executor.run(operations)
 
 
-class _Source(_Shell):
-    def __init__(
-        self,
-        data: DataSettings | Dataset,
-        augment: AugmentSettings,
-        program: Program,
-        evaluation_batch: int,
-        threads: int,
-    ) -> None:
-        dataset = data if isinstance(data, Dataset) else load_dataset(data)
-        settings = program.settings
+class BatchSettings(NamedTuple):
+    """What batches are made from: settings of data to be loaded where they are made, or the data.
+
+    Attributes:
+        evaluation_batch: rows of a batch of an evaluation.
+    """
+
+    data: DataSettings | Dataset
+    augment: AugmentSettings
+    evaluation_batch: int
+
+    def source(self, program: Program) -> Source:
+        """Load the data."""
+        data, settings = self.data, program.settings
         batches = Batches(
-            dataset,
+            data if isinstance(data, Dataset) else load_dataset(data),
             seed=settings.seed,
             batch=settings.batch,
             shards=settings.shards,
-            augment=augment,
+            augment=self.augment,
         )
-        cpu = torch.device("cpu")
-        super().__init__(SourceExecutor(batches, evaluation_batch, Mailbox(), threads), cpu)
+        return Source(batches, self.evaluation_batch)
+
+
+class _Source(_Shell):
+    def __init__(self, program: Program, batches: BatchSettings, threads: int) -> None:
+        executor = SourceExecutor(batches.source(program), Mailbox(), threads)
+        super().__init__(executor, torch.device("cpu"))
 
 
 class _Block(_Shell):
@@ -138,11 +149,14 @@ class _Block(_Shell):
         units: Sequence[Unit],
         later: Sequence[Sequence[Unit]],
         threads: int,
+        batches: BatchSettings | None = None,
     ) -> None:
+        """With `batches` the block makes its own: that is for block 1."""
         device = actor_device()
         torch.set_num_threads(threads)
         learner = build_block(program, k, units, device, later)
-        executor = BlockExecutor(learner, program.feedback_delay, Mailbox(), threads)
+        source = None if batches is None else batches.source(program)
+        executor = BlockExecutor(learner, program.feedback_delay, Mailbox(), threads, source)
         super().__init__(executor, device)
         self._block = executor
 
@@ -168,10 +182,19 @@ class _Feedback(_Shell):
         self._feedback.load(state, step)
 
 
-def actor_classes(
-    mail_threads: int,
-) -> tuple[ActorClass[_Source], ActorClass[_Block], ActorClass[_Feedback]]:
-    """Source, block and feedback actors that can hold `mail_threads` messages back at once."""
-    # Ray types this form of the call without options only.
-    remote = cast(Any, ray.remote)(concurrency_groups={MAIL: mail_threads})
-    return remote(_Source), remote(_Block), remote(_Feedback)
+class ActorClasses(NamedTuple):
+    """The classes of a run's actors, as Ray knows them."""
+
+    source: ActorClass[_Source]
+    block: ActorClass[_Block]
+    feedback: ActorClass[_Feedback]
+
+
+def actor_classes(held: int) -> ActorClasses:
+    """Actors of which blocks, who take activations, can hold `held` messages back at once."""
+
+    def remote(shell: type[_Shell], held: int) -> Any:
+        # Ray types this form of the call without options only.
+        return cast(Any, ray.remote)(concurrency_groups={MAIL: held + _MORE_MAIL})(shell)
+
+    return ActorClasses(remote(_Source, 0), remote(_Block, held), remote(_Feedback, 0))

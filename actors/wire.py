@@ -41,19 +41,25 @@ def encode(message: Message) -> Arrays:
 
 
 def decode(arrays: Arrays, device: torch.device) -> Message:
-    """Turn arrays into tensors on `device`; on the CPU they share the arrays' memory.
-
-    On a GPU the tensors are ready for work that is queued on its default stream from now on.
-    """
+    """Turn arrays into tensors on `device` as `place` does; on the CPU they share memory."""
     message: Message = {}
     for name, array in arrays.items():
         tensor = torch.from_numpy(array)
         if name.endswith(_BFLOAT16):
             name, tensor = name.removesuffix(_BFLOAT16), tensor.view(torch.bfloat16)
-        if device.type != "cuda" and tensor.data_ptr() % _ALIGNMENT:
-            tensor = tensor.clone()
         message[name] = tensor
-    return staging(device).upload(message) if device.type == "cuda" else message
+    return place(message, device)
+
+
+def place(message: Message, device: torch.device) -> Message:
+    """Make tensors on the host ready for a program on `device`.
+
+    The CPU keeps their memory where it is aligned. On a GPU they are ready for work that is queued
+    on its default stream from now on.
+    """
+    if device.type == "cuda":
+        return staging(device).upload(message)
+    return {n: t.clone() if t.data_ptr() % _ALIGNMENT else t for n, t in message.items()}
 
 
 def size(arrays: Arrays) -> int:

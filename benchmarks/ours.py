@@ -9,7 +9,7 @@ from benchmarks.measuring import Sample, cpu_seconds
 from benchmarks.workloads import Workload, configuration, prepared
 from blocklocal.config import RunConfig
 from learning.messages import block_name
-from orchestrator.engine import RayEngine, Transport
+from orchestrator.engine import RayEngine, SourcePlace, Transport
 from orchestrator.events import StepDone, Worked
 from orchestrator.program import Calendar
 
@@ -24,6 +24,7 @@ def run_engine(
     steps: int,
     *,
     transport: Transport,
+    source: SourcePlace = "block1",
     rule: str = "local",
     order: str = "1f1b",
     shards: int = 1,
@@ -37,7 +38,13 @@ def run_engine(
         step by the names of `PARTS`) and `cpu_ms_a_step` by process.
     """
     config = configuration(
-        workload, warmup + steps, rule=rule, order=order, shards=shards, transport=transport
+        workload,
+        warmup + steps,
+        rule=rule,
+        order=order,
+        shards=shards,
+        transport=transport,
+        source=source,
     )
     spans, cpu = _train(workload, config, warmup)
     last = [s.ended for s in spans[block_name(workload.blocks)] if s.kind == "U"]
@@ -67,6 +74,7 @@ def _train(
         threads=ready.threads,
         window=config.engine.window,
         transport=config.engine.transport,
+        source=ready.source,
     )
     spans: dict[str, list[Span]] = {}
     looks: list[tuple[int, dict[str, float]]] = []

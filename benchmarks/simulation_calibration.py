@@ -98,6 +98,7 @@ def run(
         threads=ready.threads,
         window=config.engine.window,
         transport="object_store",
+        source="actor",  # as the simulator has it
     )
     spans: dict[str, list[Span]] = {}
     looks: list[tuple[int, dict[str, float]]] = []

@@ -129,6 +129,7 @@ def engine_of(ready: Prepared) -> Engine:
         threads=ready.threads,
         window=config.engine.window,
         transport=config.engine.transport,
+        source=ready.source,
     )
 
 

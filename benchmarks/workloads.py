@@ -17,7 +17,7 @@ from blocklocal import arrays_dataset
 from blocklocal.config import RunConfig, make_config
 from blocklocal.preparation import Prepared, prepare
 from learning.networks.attention import TransformerBlock
-from orchestrator.engine import Transport
+from orchestrator.engine import SourcePlace, Transport
 
 CLASSES = 10
 SIDE = 16  # pixels of the convnet's images
@@ -133,12 +133,14 @@ def configuration(
     order: str = "1f1b",
     shards: int = 1,
     transport: Transport = "object_store",
+    source: SourcePlace = "block1",
 ) -> RunConfig:
     """A run of `steps` steps with plain SGD, one thread and an equal share of CPUs a block.
 
     Args:
         order: of forwards and backwards over the shards, where gradients come back.
         transport: of our engine's messages.
+        source: who makes our engine's batches.
     """
     return make_config(
         {
@@ -146,7 +148,7 @@ def configuration(
             "rule": {"kind": rule, "order": order},
             "optimizer": {"kind": "sgd", "lr": LEARNING_RATE, "momentum": MOMENTUM},
             "training": {"steps": steps, "batch": workload.batch, "shards": shards},
-            "engine": {"resources": {"threads": 1}, "transport": transport},
+            "engine": {"resources": {"threads": 1}, "transport": transport, "source": source},
             "tracking": {"enabled": False},
         }
     )

@@ -4,9 +4,30 @@
 and `UserError` is what bad input raises.
 """
 
-from blocklocal.api import fit
-from blocklocal.training import Result
-from learning.data import Dataset, arrays_dataset
-from learning.errors import UserError
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blocklocal.api import fit
+    from blocklocal.training import Result
+    from learning.data import Dataset, arrays_dataset
+    from learning.errors import UserError
 
 __all__ = ["Dataset", "Result", "UserError", "arrays_dataset", "fit"]
+
+_HOMES = {
+    "Dataset": "learning.data",
+    "Result": "blocklocal.training",
+    "UserError": "learning.errors",
+    "arrays_dataset": "learning.data",
+    "fit": "blocklocal.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: the command starts its cluster while PyTorch is imported."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -287,7 +287,8 @@ def doctor_command(*, address: str | None = None) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; user errors are one sentence on standard error and exit code 2."""
     keep_freed_memory()
-    sys.path.insert(0, str(Path.cwd()))  # the user's own networks live beside their YAML
+    if sys.path[0] != (here := str(Path.cwd())):
+        sys.path.insert(0, here)  # the user's own networks live beside their YAML
     with suppress(RuntimeError):  # torch takes this once a process, before its first work
         torch.set_num_interop_threads(1)
     try:

@@ -1,4 +1,8 @@
-"""Connecting to Ray: a cluster that is there, or a local one for this process."""
+"""Connecting to Ray: a cluster that is there, or a local one for this process.
+
+Imports nothing that takes long but Ray: the command line starts a cluster while it imports the
+rest (blocklocal/launch.py).
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,17 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import ray
 
-from blocklocal.config import RunConfig
 from learning.errors import UserError
+
+if TYPE_CHECKING:
+    from blocklocal.config import RunConfig
+
+FEW_CORES = 4
+"""Up to here Ray's first workers, one a core, import what actors need before they are needed."""
 
 
 @contextmanager
@@ -21,32 +31,66 @@ def cluster(config: RunConfig) -> Iterator[None]:
         yield
         return
     address = config.engine.address
-    # Ray would send usage statistics home: a training run reports to nobody. Say 1 to allow it.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        with local_cluster():
+            yield
+        return
+    _report_to_nobody()
     try:
-        if address is None:
-            # Messages up to here ride in the call: on one machine that costs less than half of the
-            # CPU that shared memory does, with Ray's daemon in between (docs/transports.md).
-            os.environ.setdefault("RAY_max_direct_call_object_size", str(8 * 2**20))
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-                _node_ip_address="127.0.0.1",  # no need to be reached from elsewhere
-            )
-        else:
-            _knock(address)
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-    except (OSError, RuntimeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"cannot reach a Ray cluster at engine.address = {address!r} ({error}): start one or "
-            "leave engine.address empty for a local one"
-        ) from error
+        _knock(address)
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+    except _FAILURES as error:
+        raise _refusal(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def local_cluster() -> Iterator[None]:
+    """Start a cluster on this machine and stop it at the end.
+
+    For the main thread: Linux ends Ray's processes with the thread that started them.
+
+    Raises:
+        UserError: when it does not start.
+    """
+    _report_to_nobody()
+    # Messages up to here ride in the call: on one machine that costs less than half of the CPU
+    # that shared memory does, with Ray's daemon in between (docs/transports.md).
+    os.environ.setdefault("RAY_max_direct_call_object_size", str(8 * 2**20))
+    if (os.cpu_count() or 1) <= FEW_CORES:
+        os.environ.setdefault("RAY_preload_python_modules", "actors.shells")
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",  # no need to be reached from elsewhere
+        )
+    except _FAILURES as error:
+        raise _refusal(None, error) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+_FAILURES = (OSError, RuntimeError, ValueError, OverflowError)
+
+
+def _refusal(address: str | None, error: Exception) -> UserError:
+    return UserError(
+        f"cannot reach a Ray cluster at engine.address = {address!r} ({error}): start one or "
+        "leave engine.address empty for a local one"
+    )
+
+
+def _report_to_nobody() -> None:
+    """Ray would send usage statistics home; say 1 to allow it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def _knock(address: str) -> None:

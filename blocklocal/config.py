@@ -28,9 +28,10 @@ from learning.settings import (
     Settings,
     UpdateSettings,
 )
-from orchestrator.engine import Transport
+from orchestrator.engine import SourcePlace, Transport
 from orchestrator.placement import ResourceSettings
 from orchestrator.plan import BlocksSettings
+from orchestrator.storage import CheckpointSettings
 from tuning.tracking import TrackingSettings
 
 
@@ -66,6 +67,9 @@ class EngineSettings(Settings):
     transport: Transport = Field(
         default="object_store", description="of messages: Ray's object store, or sockets (direct)"
     )
+    source: SourcePlace | None = Field(
+        default=None, description="of batches; null: an actor where a core is free, else block 1"
+    )
     resources: ResourceSettings = ResourceSettings()
 
 
@@ -93,6 +97,7 @@ class RunConfig(Settings):
     update: UpdateSettings = UpdateSettings()
     codec: CodecSettings = Float32CodecSettings()
     training: TrainingSettings = TrainingSettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
     engine: EngineSettings = EngineSettings()
     tracking: TrackingSettings = TrackingSettings()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 
 from rich.console import Console
@@ -20,11 +22,22 @@ PLAIN_SECONDS = 5.0  # between plain lines when the output is not a terminal
 
 
 class TrackingObserver:
-    """Sends every learner's metrics to MLflow; where that fails, training goes on without it."""
+    """Sends every learner's metrics to MLflow; where that fails, training goes on without it.
 
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
-        self._failed, self._dropped = False, 0
+    To import MLflow and open its database takes longer than the first step, and so a thread does
+    both from the end of that step on. An MLflow that refuses the run ends it at the next metrics.
+
+    Args:
+        connect: starts a run of MLflow, or goes on with one; called once, in a thread.
+        connected: is told the run's id; called by the thread that observes.
+    """
+
+    def __init__(self, connect: Callable[[], Tracker], connected: Callable[[str], None]) -> None:
+        self._connect, self._connected = connect, connected
+        self._connecting: Future[Tracker] | None = None
+        self._tracker: Tracker | None = None
+        self._early: list[tuple[int, dict[str, float], int]] = []
+        self._refused, self._failed, self._dropped = False, False, 0
 
     def stepped(self, step: int, metrics: Metrics) -> None:
         self._log(step, "train", metrics)
@@ -35,27 +48,67 @@ class TrackingObserver:
     def worked(self, actor: str, spans: Sequence[Span]) -> None:
         """Spans stay in the run directory."""
 
+    def wait(self) -> Tracker:
+        """Wait until MLflow is connected, and hand it what came before.
+
+        Raises:
+            UserError: when it refuses the run.
+        """
+        if self._tracker is None:
+            begun = self._begun()
+            wait_for([begun])
+            self._refused = begun.exception() is not None
+            self._tracker = tracker = begun.result()
+            if tracker.run_id is not None:
+                self._connected(tracker.run_id)
+            for step, metrics, measured in self._early:
+                self._send(tracker, step, metrics, measured)
+            self._early.clear()
+        return self._tracker
+
     def artifact(self, path: Path, directory: str | None = None) -> None:
         """Send a file."""
-        self._attempt(lambda: self._tracker.log_artifact(path, directory))
+        tracker = self.wait()
+        self._attempt(lambda: tracker.log_artifact(path, directory))
 
     def end(self, status: Status) -> None:
-        """Close the run of MLflow; say what it lacks."""
+        """Close the run of MLflow; say what it lacks.
+
+        Raises:
+            UserError: when MLflow refuses the run and nobody was told.
+        """
+        if self._refused:
+            return  # the run ends because of that, or has been told
+        tracker = self.wait()
         tried_before = self._failed
         self._failed = False  # the last attempt is worth its time: what waits may still be sent
-        self._attempt(lambda: self._tracker.end(status), quietly=tried_before)
-        lacking = self._dropped + self._tracker.waiting
+        self._attempt(lambda: tracker.end(status), quietly=tried_before)
+        lacking = self._dropped + tracker.waiting
         if tried_before or self._failed:
             _log.warning(
                 "MLflow lacks %d metrics of this run, and perhaps files: the run directory has all",
                 lacking,
             )
 
+    def _begun(self) -> Future[Tracker]:
+        if self._connecting is None:
+            executor = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+            self._connecting = executor.submit(self._connect)
+            executor.shutdown(wait=False)  # the thread ends with its one task
+        return self._connecting
+
     def _log(self, step: int, split: str, metrics: Metrics) -> None:
         flat = {f"{split}/{n}/{m}": v for n, values in metrics.items() for m, v in values.items()}
+        measured = time.time_ns() // 1_000_000
+        if self._tracker is None and not self._begun().done():
+            self._early.append((step, flat, measured))
+        else:
+            self._send(self.wait(), step, flat, measured)
+
+    def _send(self, tracker: Tracker, step: int, metrics: dict[str, float], measured: int) -> None:
         if self._failed:
-            self._dropped += len(flat)
-        self._attempt(lambda: self._tracker.log_metrics(step, flat))
+            self._dropped += len(metrics)
+        self._attempt(lambda: tracker.log_metrics(step, metrics, measured))
 
     def _attempt(self, act: Callable[[], None], *, quietly: bool = False) -> None:
         """Try only until the first failure: with a dead server each attempt takes minutes."""

@@ -24,6 +24,7 @@ from learning.numerics import Numerics
 from learning.policies.subspace import rank_of
 from learning.rules import Backprop
 from learning.units import Unit, units_of
+from orchestrator.engine import SourcePlace
 from orchestrator.placement import even_cpus, free_resources
 from orchestrator.plan import Plan, make_plan
 from orchestrator.trainer import Schedule
@@ -42,6 +43,7 @@ class Prepared:
     batches: Batches
     schedule: Schedule
     threads: int
+    source: SourcePlace
     in_memory: bool
 
 
@@ -112,8 +114,9 @@ def prepare(
         plan,
         program,
         batches,
-        Schedule(steps, every),
+        Schedule(steps, every, config.checkpoints.every),
         threads,
+        _source(config, len(plan.blocks), threads),
         in_memory,
     )
 
@@ -199,11 +202,23 @@ def _with_threads(config: RunConfig, threads: int) -> RunConfig:
     return config.model_copy(update={"engine": engine})
 
 
+def _source(config: RunConfig, blocks: int, threads: int) -> SourcePlace:
+    """Who makes the batches: an actor of its own only where the blocks leave it a core."""
+    busy = 0 if config.engine.resources.gpus else threads * blocks
+    return config.engine.source or ("actor" if busy < _available() else "block1")
+
+
+def _available() -> float:
+    """CPUs that nobody has reserved in the cluster, or cores of this machine."""
+    if not ray.is_initialized():
+        return float(_cores())
+    return sum(node.get("CPU", 0.0) for node in free_resources())
+
+
 def _cpus(config: RunConfig, blocks: int) -> float:
     if config.engine.resources.cpus is not None:
         return config.engine.resources.cpus
-    nodes = free_resources() if ray.is_initialized() else [{"CPU": float(_cores())}]
-    return even_cpus(sum(n.get("CPU", 0.0) for n in nodes), blocks)
+    return even_cpus(_available(), blocks)
 
 
 def _numerics(config: RunConfig) -> Numerics:

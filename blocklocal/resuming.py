@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from blocklocal.config import RunConfig
 from learning.errors import UserError
 from orchestrator.rundir import RunDirectory
+from orchestrator.storage import absolute
 from orchestrator.tensors import State, model_state
 
 
@@ -25,13 +27,19 @@ def recorded(config: RunConfig) -> dict[str, Any]:
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """Fix where the data lie: other processes, and a later resume, have other directories."""
+    """Fix where data and checkpoints lie: other processes, and a later resume, start elsewhere."""
     paths = {
         name: Path(os.path.abspath(value.expanduser()))
         for name, value in config.data
         if isinstance(value, Path)
     }
-    return config.model_copy(update={"data": config.data.model_copy(update=paths)})
+    storage = absolute(config.checkpoints.storage)
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update=paths),
+            "checkpoints": config.checkpoints.model_copy(update={"storage": storage}),
+        }
+    )
 
 
 def check_resumable(old: RunConfig, new: RunConfig) -> None:
@@ -47,7 +55,12 @@ def check_resumable(old: RunConfig, new: RunConfig) -> None:
             f"{threads[1]}, which rounds differently: resume it unchanged or start anew"
         )
     old, new = with_absolute_paths(old), with_absolute_paths(new)
-    free = {"engine", "tracking", "run"}
+    if old.checkpoints.storage != new.checkpoints.storage:
+        raise UserError(
+            f"this run was made with checkpoints.storage = {old.checkpoints.storage} and its "
+            f"checkpoints are not in {new.checkpoints.storage}: resume it unchanged"
+        )
+    free = {"engine", "tracking", "run", "checkpoints"}
     for section in RunConfig.model_fields:
         before, after = getattr(old, section), getattr(new, section)
         if section not in free and before != after:
@@ -76,10 +89,28 @@ def check_given(run: RunDirectory, old: RunConfig, *, in_python: bool) -> None:
 
 
 def start_of(run: RunDirectory, checkpoint: str | int | None) -> int:
-    """The step at which a run goes on: of a checkpoint, by default the last; 0 without any."""
-    return (
-        (run.checkpoints.last or 0) if checkpoint is None else run.checkpoints.resolve(checkpoint)
-    )
+    """The step at which a run goes on: of a checkpoint, by default the last; 0 without any.
+
+    Where the last is damaged it is the one before, and a warning on standard error says so.
+
+    Raises:
+        UserError: when there is no such checkpoint, or none that is whole.
+    """
+    if checkpoint is not None:
+        return run.checkpoints.resolve(checkpoint)
+    last = run.checkpoints.last
+    newest, skipped = run.checkpoints.newest_valid(last)
+    if last is not None and last not in run.checkpoints.steps():
+        where = run.checkpoints.storage.at()
+        skipped.insert(0, f"checkpoint {last}, the last, is gone from {where}")
+    if newest is None and skipped:
+        raise UserError(
+            f"no checkpoint of {run.path} is whole ({skipped[0]}): restore one from a copy or "
+            "start a new run"
+        )
+    for sentence in skipped:
+        print(f"blocklocal: warning: {sentence}", file=sys.stderr)
+    return 0 if newest is None else newest.step
 
 
 def check_same_network(run: RunDirectory, model: nn.Module, state: State) -> None:

@@ -24,7 +24,7 @@ from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import State, export, model_state
 from orchestrator.trainer import Observer, Trainer
 from orchestrator.version import code_version
-from tuning.tracking import Tracker
+from tuning.tracking import Tracker, check_place
 
 SHIPPED_BYTES = 16 * 2**20  # a larger data set is read where its batches are made
 
@@ -66,6 +66,7 @@ def _engine(prepared: Prepared, probe: Probe | None = None) -> Engine:
         threads=prepared.threads,
         window=config.engine.window,
         transport=config.engine.transport,
+        source=prepared.source,
     )
 
 
@@ -144,38 +145,48 @@ def _train(
         if error is not None:
             run.update_state(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
 
-    def end(error: BaseException | None) -> None:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        tracking.end("FINISHED" if error is None else "KILLED" if interrupted else "FAILED")
+    known = run.state.mlflow_run_id
 
-    with _afterwards(record):
-        tracker = Tracker(
+    def connect() -> Tracker:
+        return Tracker(
             config.tracking,
             run.path.parent,
             dotted(recorded(config)),
             _tags(prepared),
-            run.state.mlflow_run_id,
+            known,
         )
-        tracking = TrackingObserver(tracker)
+
+    def connected(run_id: str) -> None:
+        run.update_state(mlflow_run_id=run_id)
+
+    def end(error: BaseException | None) -> None:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if tracking is not None:
+            tracking.end("FINISHED" if error is None else "KILLED" if interrupted else "FAILED")
+
+    with _afterwards(record):
+        check_place(config.tracking, run.path.parent)
+        tracking = TrackingObserver(connect, connected) if config.tracking.enabled else None
         with _afterwards(end):
-            if tracker.run_id is not None:
-                run.update_state(mlflow_run_id=tracker.run_id)
             trainer = Trainer(
                 run,
                 run.checkpoints,
                 plan.hash(),
                 config.rule.model_dump(mode="json"),
                 f"block{len(plan.blocks)}",
-                [*observers, tracking],
+                [*observers, *([tracking] if tracking else [])],
+                keep=config.checkpoints.keep,
             )
             if engine is not None:
                 evaluation_batch = config.training.evaluation_batch
                 calendar = prepared.schedule.calendar(prepared.batches, evaluation_batch)
                 trainer.train(engine, range(start, steps), calendar)
+            if tracking is not None:
+                tracking.wait()  # a run that MLflow refuses has not finished
             state = run.checkpoints.load(steps).state
             prepared.model.load_state_dict(model_state(state))
             run.update_state(status="finished")
-            if tracker.run_id is not None:
+            if tracking is not None:
                 _send_files(tracking, run, state)
     return Result(run.path, prepared.model, plan, _last_evaluations(run))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,3 +61,33 @@ def seeded(device: torch.device, *keys: int | str) -> Iterator[None]:
         if cuda:
             torch.cuda.default_generators[device.index or 0].manual_seed(seed)
         yield
+
+
+class _Seed(torch.autograd.Function):
+    """A scalar whose gradient with respect to `output` is a chosen one."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, gradient: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        return output.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
+        return ctx.gradient, None
+
+
+def backward(
+    output: Tensor,
+    gradient: Tensor | None = None,
+    *,
+    inputs: Sequence[Tensor] | None = None,
+    retain_graph: bool = False,
+) -> None:
+    """`torch.autograd.backward` for one output, of the shape of `gradient`; None for a scalar.
+
+    Handed a gradient, torch imports SymPy to compare shapes, a third of a second in each process.
+    """
+    if gradient is not None:
+        assert gradient.shape == output.shape
+        output = _Seed.apply(output, gradient)  # type: ignore[assignment]
+    torch.autograd.backward(output, retain_graph=retain_graph, inputs=inputs)

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from actors.direct import PeerLostError
 from actors.operations import Operation, Report, Span
-from actors.shells import actor_classes
+from actors.shells import BatchSettings, actor_classes
 from learning.build import Program
 from learning.data import AugmentSettings, Dataset, DataSettings
 from learning.errors import UserError
 from learning.messages import block_name, feedback_name
 from learning.units import Unit
+from orchestrator.dependencies import SOURCE
 from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.placement import Placement
 from orchestrator.plan import Plan
@@ -33,9 +34,12 @@ from orchestrator.program import (
     channels,
     feedback_program,
     source_program,
+    with_batches,
 )
 
 Transport = Literal["object_store", "direct"]
+SourcePlace = Literal["block1", "actor"]
+"""Who makes the batches: block 1, or an actor of its own."""
 
 CHUNK_SECONDS = 0.5  # a chunk lasts about this long: reports stay fresh, calls stay rare
 CHUNKS_QUEUED = 2
@@ -67,7 +71,7 @@ class _Collected:
 
 
 class RayEngine:
-    """Blocks, feedback modules and the source as actors in placement groups."""
+    """Blocks, feedback modules and perhaps the source as actors in placement groups."""
 
     def __init__(
         self,
@@ -81,14 +85,16 @@ class RayEngine:
         threads: int,
         window: int,
         transport: Transport = "object_store",
+        source: SourcePlace = "block1",
     ) -> None:
         """Start all actors and connect them.
 
         Args:
-            data: settings that the source loads by itself, or a data set in memory.
+            data: settings of data that are loaded where batches are made, or data in memory.
             threads: torch threads of each actor.
             window: steps that a block may run ahead of the next one.
             transport: how messages travel between actors.
+            source: who makes the batches.
 
         Raises:
             UserError: when the plan does not fit the cluster, or an actor cannot reach another.
@@ -98,9 +104,8 @@ class RayEngine:
         self._names: dict[str, str] = {}
         feedback_modules = program.feedback_modules
         messages = window * program.settings.shards
-        # One thread for each message that may be held back, and some for those that never are.
-        held = messages if transport == "object_store" else 0
-        source_actor, block_actor, feedback_actor = actor_classes(mail_threads=held + 4)
+        # A thread for each message that may be held back; sockets hold none back.
+        classes = actor_classes(messages if transport == "object_store" else 0)
         # A bundle holds a block, and in half of it its feedback module where there is one.
         share = 0.5 if feedback_modules else 1.0
 
@@ -114,17 +119,28 @@ class RayEngine:
 
         self._program = program
         try:
-            shipped = ray.put(data) if isinstance(data, Dataset) else data
-            self._source = start(
-                source_actor, "source", 1, 0.0, shipped, augment, program, evaluation_batch, 1
-            )
+            batches = BatchSettings(data, augment, evaluation_batch)
+            self._source = None
+            if source == "actor":
+                self._source = start(classes.source, SOURCE, 1, 0.0, program, batches, 1)
             later = [blocks[k:] if program.rule.looks_ahead else () for k in range(len(blocks) + 1)]
             self._blocks = [
-                start(block_actor, block_name(k), k, share, program, k, units, later[k], threads)
+                start(
+                    classes.block,
+                    block_name(k),
+                    k,
+                    share,
+                    program,
+                    k,
+                    units,
+                    later[k],
+                    threads,
+                    batches if k == 1 and source == "block1" else None,
+                )
                 for k, units in enumerate(blocks, start=1)
             ]
             self._feedback = [
-                start(feedback_actor, feedback_name(k), k, share, program, k, threads)
+                start(classes.feedback, feedback_name(k), k, share, program, k, threads)
                 for k in range(1, feedback_modules + 1)
             ]
             self._connect(messages, transport)
@@ -162,9 +178,14 @@ class RayEngine:
 
     def train(self, steps: range, calendar: Calendar) -> Iterator[Event]:
         program = self._program
-        self._source.operations = lambda chunk: source_program(program, calendar, chunk)
         for k, block in enumerate(self._blocks, start=1):
             block.operations = lambda chunk, k=k: block_program(program, k, calendar, chunk)
+        if self._source is not None:
+            self._source.operations = lambda chunk: source_program(program, calendar, chunk)
+        else:
+            self._blocks[0].operations = lambda chunk: with_batches(
+                block_program(program, 1, calendar, chunk)
+            )
         for module in self._feedback:
             module.operations = lambda chunk: feedback_program(program, calendar, chunk)
         collected, finished, handed = _Collected(), steps.start, steps.start

@@ -23,6 +23,10 @@ ANOTHER_FILE = "delete it or choose another file to write to"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
+class DamageError(UserError):
+    """A file is not what was written: cut off, altered or gone. A copy or an older one may do."""
+
+
 def child(directory: Path, name: str, what: str = "file") -> Path:
     """The path of `name` directly in `directory`.
 
@@ -138,24 +142,40 @@ def read_sealed(path: Path, fix: str) -> dict[str, Any]:
         UserError: for a file that is missing, damaged, of another format version or foreign.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): {fix}") from error
+    return unsealed(data, str(path), fix)
+
+
+def unsealed(data: bytes, where: str, fix: str) -> dict[str, Any]:
+    """Decode what `sealed` encoded.
+
+    Args:
+        where: the file, for the error message.
+        fix: what the user can do about damage.
+
+    Raises:
+        DamageError: for bytes that are damaged or foreign.
+        UserError: for another format version.
+    """
+    try:
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}): {fix}") from error
-    if not isinstance(data, dict) or "format" not in data:
-        raise UserError(f"{path} is not a file of blocklocal (no format version): {fix}")
+        raise DamageError(f"{where} is damaged ({error}): {fix}") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise DamageError(f"{where} is not a file of blocklocal (no format version): {fix}")
     # Before the checksum, which another version may compute in another way.
-    if data["format"] != FORMAT:
+    if content["format"] != FORMAT:
         raise UserError(
-            f"{path} has format version {data['format']!r}, this blocklocal reads {FORMAT}: use "
-            f"the version of blocklocal that wrote it, or {fix}"
+            f"{where} has format version {content['format']!r}, this blocklocal reads {FORMAT}: "
+            f"use the version of blocklocal that wrote it, or {fix}"
         )
-    checksum = data.pop("sha256", None)
-    if checksum != _checksum(data):
-        raise UserError(f"{path} is damaged (its content does not have its checksum): {fix}")
-    del data["format"]
-    return data
+    checksum = content.pop("sha256", None)
+    if checksum != _checksum(content):
+        raise DamageError(f"{where} is damaged (its content does not have its checksum): {fix}")
+    del content["format"]
+    return content
 
 
 def _checksum(data: Mapping[str, Any]) -> str:

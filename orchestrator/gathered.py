@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from actors.execution import BlockExecutor, Executor, FeedbackExecutor, SourceExecutor
+from actors.execution import BlockExecutor, Executor, FeedbackExecutor, Source, SourceExecutor
 from actors.mailbox import Mailbox
 from learning.build import Program, build_block, build_feedback
 from learning.data import Batches
@@ -56,7 +56,7 @@ def make_executors(
     threads: int,
 ) -> dict[str, Executor]:
     """The executors of all actors by name, with channels that deliver at once."""
-    executors: dict[str, Executor] = {SOURCE: SourceExecutor(batches, 1, _Box(), threads)}
+    executors: dict[str, Executor] = {SOURCE: SourceExecutor(Source(batches, 1), _Box(), threads)}
     for name, learner in learners.items():
         if isinstance(learner, BlockLearner):
             executors[name] = BlockExecutor(learner, program.feedback_delay, _Box(), threads)

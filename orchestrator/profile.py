@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from learning.errors import UserError
+from learning.numerics import backward
 from learning.units import Unit
 
 
@@ -215,7 +216,7 @@ def _timed_run(unit: Unit, module: nn.Module, x: Tensor) -> tuple[float, float]:
     gradient = torch.ones_like(y)
     before = now(x.device)
     try:
-        y.backward(gradient)
+        backward(y, gradient)
     except Exception as error:  # a module may raise anything
         raise _failure(unit, tuple(x.shape), error) from error
     return middle - start, now(x.device) - before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from actors.operations import Kind, Operation
@@ -46,6 +46,19 @@ def source_program(program: Program, calendar: Calendar, steps: range) -> list[O
             operations.append(Operation(Kind.BATCH, step, shard))
         operations += _evaluations(calendar, step)
     return operations
+
+
+def with_batches(operations: Iterable[Operation]) -> list[Operation]:
+    """Block 1's program where it makes its own batches, each right before it is taken.
+
+    Those of evaluations are made as a part of the operation that takes them.
+    """
+    made: list[Operation] = []
+    for op in operations:
+        if op.kind is Kind.FORWARD:
+            made.append(op._replace(kind=Kind.BATCH))
+        made.append(op)
+    return made
 
 
 def block_program(program: Program, k: int, calendar: Calendar, steps: range) -> list[Operation]:

@@ -6,8 +6,10 @@ import fcntl
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -30,7 +32,9 @@ from orchestrator.files import (
     write_file,
 )
 from orchestrator.lines import joined, open_lines, read_lines
+from orchestrator.owner import claim, claimed
 from orchestrator.plan import Plan
+from orchestrator.storage import LocalStorage, shared_storage
 
 _METRICS, _SPANS = "metrics.jsonl", "spans.jsonl"
 _REPLACED = ("state.json", _METRICS, _SPANS)
@@ -43,6 +47,7 @@ class RunState(Settings):
     steps: int = Field(default=0, ge=0)
     mlflow_run_id: str | None = Field(default=None)
     error: str | None = Field(default=None, description="why the run failed")
+    id: str | None = Field(default=None, description="its name as the owner of a shared storage")
 
 
 class RunDirectory:
@@ -50,7 +55,6 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = Checkpoints(path / "checkpoints")
         self._files: dict[str, FileIO] = {}
 
     @classmethod
@@ -68,11 +72,13 @@ class RunDirectory:
         """
         path = Path(os.path.abspath(path))
         plain = json.loads(json.dumps(config))  # YAML would write tuples as Python objects
+        shared = shared_storage(plain)
+        state = RunState(id=uuid.uuid4().hex if shared else None)
         contents = {
             "config.yaml": yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode(),
             "version.json": (json.dumps(version, indent=2) + "\n").encode(),
             "plan.json": (plan.model_dump_json(indent=2) + "\n").encode(),
-            "state.json": sealed(RunState().model_dump()),
+            "state.json": sealed(state.model_dump()),
             _METRICS: b"",
             _SPANS: b"",
         }
@@ -91,7 +97,8 @@ class RunDirectory:
             for name, data in contents.items():
                 write_file(new / name, [data])
             sync_directory(new)
-            os.rename(new, path)  # refuses a directory that someone filled in the meantime
+            with claimed(shared, state.id):
+                os.rename(new, path)  # refuses a directory that someone filled in the meantime
         except BaseException as error:
             shutil.rmtree(new, ignore_errors=True)
             for parent in made:
@@ -147,6 +154,8 @@ class RunDirectory:
                 ) from error
             os.ftruncate(file.fileno(), 0)
             write_all(file.fileno(), f"{os.getpid()}\n".encode())
+            if (run := self.state.id) is not None:
+                claim(self.checkpoints.storage, run)
             self.checkpoints.recover()
             for name in _REPLACED:
                 with suppress(OSError):
@@ -155,6 +164,11 @@ class RunDirectory:
                 yield
             finally:
                 self.close()
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of the run, wherever its settings say that they lie."""
+        return Checkpoints(shared_storage(self.config) or LocalStorage(self.path / "checkpoints"))
 
     @property
     def config(self) -> dict[str, Any]:

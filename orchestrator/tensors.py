@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from learning.errors import UserError
-from orchestrator.files import ANOTHER_FILE, create_file
+from orchestrator.files import ANOTHER_FILE, DamageError, create_file
 
 State = Mapping[str, Mapping[str, Tensor]]
 """Tensors by learner, then by name."""
@@ -32,24 +32,24 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save(plain, metadata={"format": "pt"})  # as Hugging Face expects
 
 
-def read_tensors(path: Path, size: int, sha256: str, fix: str) -> dict[str, Tensor]:
-    """Read what `encode_tensors` encoded, verifying size and checksum.
+def decode_tensors(data: bytes, size: int, sha256: str, where: str, fix: str) -> dict[str, Tensor]:
+    """Decode what `encode_tensors` encoded, after verifying size and checksum.
+
+    Args:
+        where: the file, for the error message.
+        fix: what the user can do about damage.
 
     Raises:
-        UserError: for a file that is missing, damaged or foreign.
+        DamageError: for bytes that are not those.
     """
-    try:
-        data = path.read_bytes()  # no memory mapping: the bytes verified are the bytes parsed
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): {fix}") from error
     if len(data) != size:
-        raise UserError(f"{path} has {len(data)} bytes and should have {size}: {fix}")
+        raise DamageError(f"{where} has {len(data)} bytes and should have {size}: {fix}")
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise UserError(f"{path} is damaged (its sha256 is not the manifest's): {fix}")
+        raise DamageError(f"{where} is damaged (its sha256 is not the manifest's): {fix}")
     try:
         return safetensors.torch.load(data)
     except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file ({error}): {fix}") from error
+        raise DamageError(f"{where} is not a safetensors file ({error}): {fix}") from error
 
 
 def model_state(state: State) -> dict[str, Tensor]:

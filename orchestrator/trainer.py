@@ -40,13 +40,15 @@ class Schedule:
 
     Attributes:
         evaluate_every: steps between evaluations; each one is also a checkpoint.
+        checkpoint_every: steps between further checkpoints; None: no further ones.
     """
 
     steps: int
     evaluate_every: int
+    checkpoint_every: int | None = None
 
     def calendar(self, batches: Batches, evaluation_batch: int) -> Calendar:
-        """Validation and a checkpoint every so many steps and last; the test set last."""
+        """Validation every so many steps and last, the test set last; checkpoints with it."""
         after = [*range(self.evaluate_every - 1, self.steps, self.evaluate_every), self.steps - 1]
         counts = {
             split: batches.evaluation_batches(split, evaluation_batch)
@@ -60,12 +62,18 @@ class Schedule:
             )
             for step in after
         }
-        return Calendar(evaluations, frozenset(after), counts)
+        every = self.checkpoint_every
+        between = range(every - 1, self.steps, every) if every else ()
+        return Calendar(evaluations, frozenset({*after, *between}), counts)
 
 
 @dataclass
 class Trainer:
-    """Runs an engine to the end of the schedule, recording as it goes."""
+    """Runs an engine to the end of the schedule, recording as it goes.
+
+    Attributes:
+        keep: how many of the newest checkpoints stay, besides the best.
+    """
 
     run: RunDirectory
     checkpoints: Checkpoints
@@ -73,6 +81,7 @@ class Trainer:
     rule: Mapping[str, Any]
     last_block: str
     observers: Sequence[Observer] = ()
+    keep: int = 2
     _validated: dict[int, float] = field(default_factory=dict)
 
     def train(self, engine: Engine, steps: range, calendar: Calendar) -> None:
@@ -114,7 +123,7 @@ class Trainer:
             self.checkpoints.mark(last=finished, best=finished, value=value)
         else:
             self.checkpoints.mark(last=finished)
-        self.checkpoints.prune()
+        self.checkpoints.prune(self.keep)
         self.run.update_state(steps=finished)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
 
 from pydantic import Field
 
@@ -28,6 +31,7 @@ BUFFERED_METRICS, BUFFERED_SECONDS = 500, 5.0
 # Limits of MLflow: entities a call and characters a value.
 _METRICS_A_CALL, _PARAMETERS_A_CALL = 1000, 100
 _PARAMETER_LENGTH, _TAG_LENGTH = 6000, 8000
+KNOCK_SECONDS = 20.0  # for a server to answer
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -42,6 +46,23 @@ class TrackingSettings(Settings):
     )
     experiment: str = Field(default="blocklocal", min_length=1, max_length=500)
     run_name: str | None = Field(default=None, description="default: a name MLflow makes up")
+
+
+def check_place(settings: TrackingSettings, default_directory: Path) -> None:
+    """Refuse what can be told without MLflow, whose import takes longer than a first step.
+
+    Raises:
+        UserError: when a server does not answer or a SQLite file cannot be opened.
+    """
+    if not settings.enabled:
+        return
+    uri = _place(settings, default_directory)
+    with _connecting(uri, None):
+        _open_database(uri)
+        if uri.startswith(("http://", "https://")) and not getproxies():
+            server = urlsplit(uri)
+            port = server.port or (443 if server.scheme == "https" else 80)
+            socket.create_connection((server.hostname or "", port), KNOCK_SECONDS).close()
 
 
 class Tracker:
@@ -86,10 +107,7 @@ class Tracker:
         self._sent = time.monotonic()
         if not settings.enabled:
             return
-        given = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        # Not more escapes: MLflow creates the parent directory by its escaped name.
-        home = str(default_directory.absolute()).replace("%", "%25").replace("?", "%3F")
-        self.uri = given or f"sqlite:///{home}/mlflow.db"
+        self.uri = _place(settings, default_directory)
         with _connecting(self.uri, run_id):
             self._client = _connect(self.uri)
             if run_id is None:
@@ -122,7 +140,9 @@ class Tracker:
                 run.info.run_id, params=new[part], tags=all_tags[part], synchronous=True
             )
 
-    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log_metrics(
+        self, step: int, metrics: Mapping[str, float], measured: int | None = None
+    ) -> None:
         """Put metrics into the buffer and send it if it is full or old.
 
         Steps done again by a resumed run appear twice in the history, told apart by their times.
@@ -130,13 +150,14 @@ class Tracker:
         Args:
             step: training step.
             metrics: name such as "block1/loss" -> value.
+            measured: Unix time in milliseconds; None is now.
         """
         if self._client is None:
             return
         from mlflow.entities import Metric
 
-        now = time.time_ns() // 1_000_000
-        self._buffer += [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        at = time.time_ns() // 1_000_000 if measured is None else measured
+        self._buffer += [Metric(name, float(value), at, step) for name, value in metrics.items()]
         old = time.monotonic() - self._sent >= BUFFERED_SECONDS
         if len(self._buffer) >= BUFFERED_METRICS or old:
             self.flush()
@@ -182,18 +203,29 @@ def _connect(uri: str) -> MlflowClient:
     # They report each of the dozens of migrations that make a new database.
     for name in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if (file := _sqlite_file(uri)) is not None:
-        # MLflow tries for minutes to open a file that cannot be opened; this fails at once.
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(file)) as database:
-            database.execute("PRAGMA schema_version")
+    _open_database(uri)
     return MlflowClient(tracking_uri=uri)
 
 
-def _sqlite_file(uri: str) -> Path | None:
-    from sqlalchemy.engine import make_url
+def _place(settings: TrackingSettings, default_directory: Path) -> str:
+    given = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    # Not more escapes: MLflow creates the parent directory by its escaped name.
+    home = str(default_directory.absolute()).replace("%", "%25").replace("?", "%3F")
+    return given or f"sqlite:///{home}/mlflow.db"
 
-    name = make_url(uri).database if re.match(r"sqlite\b", uri) else None
+
+def _open_database(uri: str) -> None:
+    """Open a SQLite file, where it is one; MLflow would try for minutes, and this fails at once."""
+    if (file := _sqlite_file(uri)) is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file)) as database:
+            database.execute("PRAGMA schema_version")
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLAlchemy address, read without SQLAlchemy."""
+    found = re.match(r"sqlite(?:\+\w+)?:///([^?]*)", uri)
+    name = unquote(found.group(1)) if found else ""
     return Path(name) if name and name != ":memory:" else None
 
 

@@ -28,6 +28,7 @@ from learning.agreement import agreement
 from learning.errors import UserError
 from learning.sequential import SequentialEngine
 from orchestrator.events import Metrics
+from orchestrator.storage import CheckpointSettings
 from orchestrator.version import code_version, processor
 
 SECONDS = 0.5  # between lines on the way
@@ -87,8 +88,9 @@ def run_one(config: RunConfig, say: Say) -> dict[str, Any]:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
         run = config.run.model_copy(update={"directory": Path(directory) / "run"})
+        thrown_away = {"run": run, "checkpoints": CheckpointSettings()}
         with cluster(config):
-            prepared = prepare(config.model_copy(update={"run": run}))
+            prepared = prepare(config.model_copy(update=thrown_away))
             curve = Curve(prepared, say)
 
             def probe(step: int, engine: SequentialEngine) -> Metrics:

@@ -26,7 +26,7 @@ from orchestrator.files import replace_file
 Record = dict[str, Any]
 CODE = ("package", "git_commit", "git_dirty", "python", "torch")
 """What of the code's version is kept with each record."""
-NOT_COMPARED = {"run", "tracking"}
+NOT_COMPARED = {"checkpoints", "run", "tracking"}
 """Sections that do not change what a run computes."""
 
 

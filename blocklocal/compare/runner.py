@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
@@ -47,10 +49,10 @@ class Failure:
     error: str
 
 
-# A server that has imported everything once forks the processes: imports take seconds. The last
-# two are what torch's optimizers and the digits import when they are first used.
+# A server that has imported everything once forks the processes: imports take seconds. The second
+# is what some of torch's optimizers import when they are first used.
 _CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["blocklocal.compare.one", "torch._dynamo", "sklearn.datasets"])
+_CONTEXT.set_forkserver_preload(["blocklocal.compare.one", "torch._dynamo"])
 
 
 def run_jobs(
@@ -70,7 +72,8 @@ def run_jobs(
         while waiting or running:
             while waiting and len(running) < workers:
                 job = waiting.popleft()
-                running |= _start(job)
+                with _uninterrupted():
+                    running |= _start(job)
                 progress.started(job.label)
             for ready in connection.wait(list(running)):
                 assert isinstance(ready, Connection)
@@ -91,6 +94,19 @@ def run_jobs(
             process.kill()  # their directories are temporary, their records not there yet
             process.join()
     return failures
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back: in the middle of a start it would break the server of processes."""
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _start(job: Job) -> dict[Connection, tuple[Job, BaseProcess]]:

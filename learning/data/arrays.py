@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +22,67 @@ def read_digits(test: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
 
     Returns:
         x_train, y_train, x_test, y_test: x float32 (N, 1, 8, 8) in [0, 1], y int64 (N,).
-    """
-    # Imported here: it takes a second that processes without these data should not spend.
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
-    digits = load_digits(return_X_y=True)
-    images, labels = np.asarray(digits[0]), np.asarray(digits[1])
-    x = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)
-    rows = np.arange(len(x))
-    train, held = train_test_split(rows, test_size=test, stratify=labels, random_state=_DIGITS_SEED)
-    y = labels.astype(np.int64)
+    Raises:
+        UserError: when scikit-learn or its file of the digits is missing.
+    """
+    # The file alone: to import scikit-learn takes a second and would be all that it is used for.
+    package = find_spec("sklearn")
+    place = package.submodule_search_locations if package else None
+    file = Path(place[0]) / "datasets" / "data" / "digits.csv.gz" if place else None
+    if file is None or not file.is_file():
+        raise UserError(
+            "the digits come with scikit-learn, which is not complete here: install scikit-learn "
+            "again or choose other data"
+        )
+    table = np.loadtxt(file, delimiter=",", dtype=np.float64)
+    x = (table[:, :-1] / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    y = table[:, -1].astype(np.int64)
+    train, held = stratified(y, test, _DIGITS_SEED)
     return x[train], y[train], x[held], y[held]
+
+
+def stratified(labels: np.ndarray, test: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split rows at random with the same share of each class on both sides.
+
+    Draws what `train_test_split(stratify=labels, random_state=seed)` of scikit-learn draws, so
+    that the rows are those it would choose.
+
+    Args:
+        labels: int64 (N,), from 0 and each class there.
+        test: share of the rows in the second part, which is rounded up.
+        seed: of the draws.
+
+    Returns:
+        Rows of the first and of the second part, int64, in random order.
+    """
+    draws = np.random.RandomState(seed)
+    held = math.ceil(test * len(labels))
+    counts = np.bincount(labels)
+    kept_of_class = _shares(counts, len(labels) - held, draws)
+    held_of_class = _shares(counts - kept_of_class, held, draws)
+    first, second = [], []
+    for label, (kept, other) in enumerate(zip(kept_of_class, held_of_class, strict=True)):
+        rows = np.flatnonzero(labels == label)[draws.permutation(counts[label])]
+        first.append(rows[:kept])
+        second.append(rows[kept : kept + other])
+    return draws.permutation(np.concatenate(first)), draws.permutation(np.concatenate(second))
+
+
+def _shares(counts: np.ndarray, wanted: int, draws: np.random.RandomState) -> np.ndarray:
+    """Divide `wanted` rows among classes by their sizes; ties for the last rows are drawn."""
+    exact = counts / counts.sum() * wanted
+    shares = np.floor(exact)
+    left = int(wanted - shares.sum())
+    rests = exact - shares
+    for rest in np.sort(np.unique(rests))[::-1]:
+        if left == 0:
+            break
+        tied = np.flatnonzero(rests == rest)
+        add = min(len(tied), left)
+        shares[draws.choice(tied, size=add, replace=False)] += 1
+        left -= add
+    return shares.astype(np.int64)
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

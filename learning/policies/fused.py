@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from learning.numerics import backward
 from learning.policies.update import Gradients, Updater
 
 
@@ -55,7 +56,7 @@ class FusedUpdater(Updater):
             for i, leaf in enumerate(parameters, start=start)
         ]
         try:
-            torch.autograd.backward(output, gradient, inputs=leaves)
+            backward(output, gradient, inputs=leaves)
         finally:
             for handle in handles:
                 handle.remove()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from learning.errors import UserError
+from learning.numerics import backward
 from learning.policies.optimizers import SGD, AdamW
 from learning.policies.proximal import ProximalPreconditioner
 from learning.policies.schedules import learning_rate_factor
@@ -151,7 +152,7 @@ class Updater:
             return [None] * len(inputs)
         for leaf in leaves:
             leaf.grad = None  # autograd would add to what a user left there
-        torch.autograd.backward(output, gradient, retain_graph=retain_graph, inputs=leaves)
+        backward(output, gradient, retain_graph=retain_graph, inputs=leaves)
         gradients = [leaf.grad for leaf in leaves]
         for leaf in leaves:
             leaf.grad = None

@@ -6,7 +6,7 @@ import threading
 
 import torch
 
-from actors.execution import BlockExecutor, Executor, FeedbackExecutor, SourceExecutor
+from actors.execution import BlockExecutor, Executor, FeedbackExecutor, Source, SourceExecutor
 from actors.mailbox import Mailbox
 from actors.operations import Kind, Operation, Report
 from learning.build import Program, build_block, build_feedback
@@ -47,7 +47,7 @@ class Pair:
         batches = Batches(
             case.data, seed=case.seed, batch=BATCH, shards=case.shards, augment=case.augment
         )
-        self.source = SourceExecutor(batches, EVALUATION_BATCH, Mailbox(), 1)
+        self.source = SourceExecutor(Source(batches, EVALUATION_BATCH), Mailbox(), 1)
         self.first, self.second = (
             BlockExecutor(build_block(program, k, u), program.feedback_delay, Mailbox(), 1)
             for k, u in enumerate(units, start=1)
@@ -154,7 +154,7 @@ def test_waiting_for_a_message_and_for_room_are_told_apart() -> None:
 
     waiting = threading.Event()
     pair = Pair(Backprop())
-    x, y = pair.source.batches.shard(0, 0)
+    x, y = pair.source.source.batches.shard(0, 0)
     executor: Executor = pair.first
     executor.mailbox = mailbox = Late()
     executor.channels = {"block2": Wire(blocks=123)}

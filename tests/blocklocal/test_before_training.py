@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import ray
 import torch
 
-from blocklocal import cli
+from blocklocal import cli, launch
 from blocklocal import doctor as checks
 from blocklocal.clusters import cluster
 from blocklocal.config import make_config
 from orchestrator.plan import Plan
-from tests.blocklocal.helpers import SMALL, command
+from tests.blocklocal.helpers import SMALL, command, only_sentence
 
 Capture = pytest.CaptureFixture[str]
 
@@ -76,3 +78,62 @@ def test_plan_prints_and_saves(capsys: Capture, tmp_path: Path) -> None:
     assert f"plan {plan.hash()}" in out and "layer2 .. head" in out
     assert "one step of rule local" in out and "steps/s with rule local" in out
     assert "keeps the most" in out and "source" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "local"),
+    [
+        ([], True),
+        (["some.yaml", "training.steps=2"], True),
+        (["engine.window=2"], True),
+        (["engine.kind=sequential"], False),
+        (["engine.address=auto"], False),
+        (["elsewhere.yaml"], False),
+        (["sequential.yaml"], False),
+        (["odd.yaml"], False),
+        (["missing.yaml"], False),
+        (["broken.yaml"], False),
+        (["--resume", "run"], False),
+        (["some.yaml", "--dry-run"], False),
+    ],
+)
+def test_a_cluster_is_started_early_only_where_it_will_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], local: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("some.yaml").write_text("{data: {kind: digits}, engine: {window: 2}}")
+    Path("elsewhere.yaml").write_text("{engine: {address: 'auto'}}")
+    Path("sequential.yaml").write_text("{engine: {kind: sequential}}")
+    Path("odd.yaml").write_text("engine: sequential")
+    Path("broken.yaml").write_text("{")
+    assert launch.wants_local_cluster(["train", *words]) is local
+    assert not launch.wants_local_cluster(["plan", *words])
+
+
+def test_a_refused_configuration_takes_the_early_cluster_with_it(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    did = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(did))
+    monkeypatch.setattr(ray, "init", lambda **_: did.append("init"))
+    monkeypatch.setattr(ray, "shutdown", lambda: did.append("shutdown"))
+    assert launch.main(["train", "training.batch=none"]) == 2
+    assert "training.batch" in only_sentence(capsys.readouterr().err)
+    assert did == ["init", "shutdown"]
+
+
+def test_a_local_cluster_that_does_not_start(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(ray, "init", fail)
+    assert launch.main(["train"]) == 2
+    assert "cannot reach a Ray cluster" in only_sentence(capsys.readouterr().err)
+
+
+def test_what_comes_before_a_cluster_imports_no_torch() -> None:
+    script = "import sys, blocklocal.launch, blocklocal.clusters; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

@@ -156,3 +156,26 @@ def test_a_network_without_parameters_has_a_plan() -> None:
     config = make_config({"rule": {"kind": "backprop"}, "blocks": {"count": 1}})
     plan = prepare(config, model=model, dataset=blobs()).plan
     assert plan.blocks[0].parameters == 0
+
+
+def test_a_run_that_mlflow_refuses_late_fails(
+    capsys: Capture, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("cannot track with MLflow at a place: set tracking.uri")
+
+    monkeypatch.setattr(training, "Tracker", refuse)
+    assert cli.main(["train", *WORDS, "tracking.enabled=true"]) == 2
+    error = capsys.readouterr().err
+    assert error == "blocklocal: cannot track with MLflow at a place: set tracking.uri\n"
+    assert state_of(here / "run")["status"] == "failed"
+
+
+def test_a_failure_before_the_first_step_is_tracked(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InlineEngine, "train", _fail("gone"))
+    with pytest.raises(OSError, match="gone"):
+        cli.main(["train", *WORDS, "tracking.enabled=true"])
+    client = MlflowClient(tracking_uri=f"sqlite:///{here / 'mlflow.db'}")
+    assert client.get_run(state_of(here / "run")["mlflow_run_id"]).info.status == "FAILED"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     state = _checkpoint_of(tmp_path, 4)
     manifest = checkpoints.manifest(12)
     checkpoints.save(4, state, plan_hash=manifest.plan_hash, rule=manifest.rule, metrics=None)
-    file = checkpoints.directory / "step-00000012" / "block1.safetensors"
+    file = path / "checkpoints" / "step-00000012" / "block1.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\xff")
     return path
 
@@ -151,21 +152,47 @@ def _checkpoint_of(directory: Path, step: int) -> dict[str, dict[str, torch.Tens
     return RunDirectory.open(directory / "other").checkpoints.load(step).state
 
 
-def test_a_damaged_checkpoint_changes_nothing_and_another_goes_on(
+def test_a_damaged_checkpoint_that_was_named_changes_nothing(
     capsys: Capture, damaged: Path
 ) -> None:
-    metrics, weights = metrics_of(damaged), (damaged / "metrics.jsonl").read_bytes()
-    said = refused(capsys, "train", "--resume", damaged)
-    assert "step-00000012/block1.safetensors" in said and "choose one of the steps " in said
-    assert "4" in said.rpartition("choose one of the steps ")[2]
+    metrics = (damaged / "metrics.jsonl").read_bytes()
+    said = refused(capsys, "train", "--resume", damaged, "--checkpoint", "12")
+    assert "step-00000012/block1.safetensors" in said and "choose one of the steps 4" in said
     assert state_of(damaged)["status"] == "finished"
-    assert (damaged / "metrics.jsonl").read_bytes() == weights
-    out = command(capsys, "train", "--resume", damaged, "--checkpoint", "4")
-    assert "at step 4 of 12" in out
+    assert (damaged / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_run_goes_on_from_the_one_before_a_damaged_last_one(
+    capsys: Capture, damaged: Path
+) -> None:
+    metrics = metrics_of(damaged)
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", str(damaged)]) == 0
+    said = capsys.readouterr()
+    warning = "step-00000012/block1.safetensors is damaged (its sha256 is not the manifest's): "
+    assert said.err.startswith("blocklocal: warning: ") and said.err.count("\n") == 1
+    assert said.err.endswith(f"{warning}checkpoint 12 is skipped\n")
+    assert "at step 8 of 12" in said.out
     assert metrics_of(damaged) == metrics
     checkpoints = RunDirectory.open(damaged).checkpoints
     assert checkpoints.last == 12
     checkpoints.load(12)
+
+
+def test_a_lost_last_checkpoint_is_told(capsys: Capture, damaged: Path) -> None:
+    shutil.rmtree(damaged / "checkpoints" / "step-00000012")
+    assert cli.main(["train", "--resume", str(damaged)]) == 0
+    said = capsys.readouterr()
+    assert "checkpoint 12, the last, is gone from " in said.err and "at step 8 of 12" in said.out
+
+
+def test_a_run_without_any_whole_checkpoint_does_not_start_over(
+    capsys: Capture, damaged: Path
+) -> None:
+    for path in (damaged / "checkpoints").glob("step-*/block1.safetensors"):
+        path.write_bytes(b"")
+    said = refused(capsys, "train", "--resume", damaged)
+    assert said.startswith(f"no checkpoint of {damaged} is whole (")
 
 
 def test_an_interruption_after_an_older_checkpoint_leaves_no_gap(

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from learning.data import ArraysSettings, Dataset, DataSettings, DigitsSettings, load_dataset
+from learning.data import arrays as sources
 from learning.errors import UserError
 
 
@@ -35,6 +38,37 @@ def test_settings_are_told_apart_by_kind():
     for wrong in ({"kind": "digits", "limit": 3}, {"kind": "images"}, {"kind": "arrays"}):
         with pytest.raises(ValidationError):
             adapter.validate_python(wrong)
+
+
+@pytest.mark.parametrize("test", [0.01, 0.123, 0.2, 0.5, 0.9])
+def test_digits_are_those_of_scikit_learn(test: float):
+    images, labels = load_digits(return_X_y=True)
+    x = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    rows = np.arange(len(x))
+    train, held = train_test_split(
+        rows, test_size=test, stratify=labels, random_state=sources._DIGITS_SEED
+    )
+    expected = x[train], labels[train].astype(np.int64), x[held], labels[held].astype(np.int64)
+    for made, wanted in zip(sources.read_digits(test), expected, strict=True):
+        assert (made.dtype, made.shape) == (wanted.dtype, wanted.shape)
+        assert made.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stratified_rows_are_those_of_scikit_learn(seed: int):
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(5), np.arange(5), rng.integers(0, 5, 20 + 9 * seed)])
+    test = float(rng.uniform(0.2, 0.8))
+    rows = np.arange(len(labels))
+    expected = train_test_split(rows, test_size=test, stratify=labels, random_state=seed)
+    for made, wanted in zip(sources.stratified(labels, test, seed), expected, strict=True):
+        np.testing.assert_array_equal(made, wanted)
+
+
+def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="install scikit-learn"):
+        sources.read_digits(0.2)
 
 
 def test_digits():

@@ -29,7 +29,7 @@ from learning.settings import (
     UpdateSettings,
 )
 from learning.units import Unit, units_of
-from orchestrator.engine import RayEngine, Transport
+from orchestrator.engine import RayEngine, SourcePlace, Transport
 from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.inline import InlineEngine
 from orchestrator.plan import BlocksSettings, Plan, make_plan
@@ -107,7 +107,12 @@ class Case:
         return replace(self, seed=seed)
 
 
-def start_ray(case: Case, window: int = 2, transport: Transport = "object_store") -> RayEngine:
+def start_ray(
+    case: Case,
+    window: int = 2,
+    transport: Transport = "object_store",
+    source: SourcePlace = "block1",
+) -> RayEngine:
     """A Ray engine for a case."""
     program, plan, blocks = case.build()
     return RayEngine(
@@ -120,15 +125,19 @@ def start_ray(case: Case, window: int = 2, transport: Transport = "object_store"
         threads=1,
         window=window,
         transport=transport,
+        source=source,
     )
 
 
 @contextmanager
 def ray_engine(
-    case: Case, window: int = 2, transport: Transport = "object_store"
+    case: Case,
+    window: int = 2,
+    transport: Transport = "object_store",
+    source: SourcePlace = "block1",
 ) -> Iterator[RayEngine]:
     """A Ray engine that is closed afterwards."""
-    engine = start_ray(case, window, transport)
+    engine = start_ray(case, window, transport, source)
     try:
         yield engine
     finally:

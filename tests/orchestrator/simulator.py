@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, cast
 
-from actors.execution import BlockExecutor, Executor, FeedbackExecutor, SourceExecutor
+from actors.execution import BlockExecutor, Executor, FeedbackExecutor, Source, SourceExecutor
 from actors.mailbox import Mailbox
 from actors.operations import Kind, Operation
 from actors.transport import lowest_room
@@ -143,7 +143,7 @@ class Simulation:
         modules = range(1, program.feedback_modules + 1)
         self.feedback = [FakeFeedback(program, k) for k in modules]
         span, delay = range(steps), program.feedback_delay
-        source = SourceExecutor(cast(Any, FakeSource()), 1, Box(), 1)
+        source = SourceExecutor(Source(cast(Any, FakeSource()), 1), Box(), 1)
         self.source = Actor("source", source, source_program(program, calendar, span))
         self.block_actors = [
             Actor(

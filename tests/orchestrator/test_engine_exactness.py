@@ -50,7 +50,7 @@ from learning.settings import (
     SGDSettings,
     UpdateSettings,
 )
-from orchestrator.engine import RayEngine
+from orchestrator.engine import RayEngine, Transport
 from orchestrator.events import Evaluated, SnapshotTaken, StepDone
 from tests.orchestrator.engines import (
     CALENDAR,
@@ -143,6 +143,11 @@ DIRECT_TRANSPORT = [
     "infopro, batch norm",
     "man, batch norm",
 ]
+# All others make their batches in block 1's actor.
+SOURCE_ACTOR: dict[str, Transport] = {
+    "backprop, batch norm": "direct",
+    "interlocking, batch norm": "object_store",
+}
 RESUMED = [name for name in CASES if name.endswith("batch norm")]
 BY_OTHERS = {"bll, delay auto, batch norm": 4, "bll, direct, batch norm": 1}  # to other windows
 
@@ -201,6 +206,18 @@ def test_direct_transport_ends_with_the_same_bits_also_when_resumed(name: str) -
         with ray_engine(CASES[name], WINDOWS[name], "direct") as engine:
             resumed = second_run(engine, undisturbed)
         assert differences(resumed, second_half(sequential(name))) == []
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(("name", "transport"), SOURCE_ACTOR.items())
+def test_batches_of_a_source_of_its_own_end_with_the_same_bits_also_when_resumed(
+    name: str, transport: Transport
+) -> None:
+    with ray_engine(CASES[name], WINDOWS[name], transport, source="actor") as engine:
+        undisturbed = told(engine.train(range(STEPS), CALENDAR))
+        resumed = second_run(engine, undisturbed)
+    assert differences(undisturbed, sequential(name)) == []
+    assert differences(resumed, second_half(sequential(name))) == []
 
 
 @pytest.mark.usefixtures("ray_cluster")

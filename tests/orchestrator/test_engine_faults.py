@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from learning.networks import MLPSettings
 from learning.rules import Local
 from learning.settings import SGDSettings
 from learning.units import Unit
-from orchestrator.engine import ActorLostError, RayEngine, Transport
+from orchestrator.engine import ActorLostError, RayEngine, SourcePlace, Transport
 from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.placement import Placement
 from orchestrator.program import Calendar
@@ -110,6 +111,50 @@ def test_finished_work_of_a_chunk_that_fails_is_not_lost() -> None:
     assert max(s.step for s in spans if s.kind == "F") >= 8
 
 
+def break_source(engine: RayEngine, place: SourcePlace, at: int, error: Exception) -> None:
+    """Let the source raise an error instead of making the batch of step `at`."""
+
+    def replace(shell: Any) -> None:
+        batches = shell._executor.source.batches
+        shard = batches.shard
+
+        def broken(step: int, index: int) -> tuple[Tensor, Tensor]:
+            if step == at:
+                raise error
+            return shard(step, index)
+
+        batches.shard = broken
+
+    name = "block1" if place == "block1" else "source"
+    ray.get(handles(engine)[name].__ray_call__.remote(replace))
+
+
+@pytest.mark.parametrize("place", ["block1", "actor"])
+def test_users_error_in_the_source_reaches_the_driver_and_finished_work_is_kept(
+    place: SourcePlace,
+) -> None:
+    seen: list[Event] = []
+    with ray_engine(two_blocks(), source=place) as engine:
+        break_source(engine, place, 30, UserError("row 7 is torn: mend it"))
+        with pytest.raises(UserError, match="^row 7 is torn: mend it$"):
+            for event in engine.train(range(100_000), Calendar()):
+                seen.append(event)
+    steps = [event.step for event in seen if isinstance(event, StepDone)]
+    assert steps == list(range(len(steps))) and len(steps) <= 30
+    spans = [s for e in seen if isinstance(e, Worked) for s in e.spans]
+    assert [s.step for s in spans if s.kind == "batch"] == list(range(30))
+
+
+@pytest.mark.parametrize("place", ["block1", "actor"])
+def test_crash_of_the_source_ends_the_run_with_its_cause(place: SourcePlace) -> None:
+    with ray_engine(two_blocks(), window=1, source=place) as engine:
+        break_source(engine, place, 30, ZeroDivisionError("a bug"))
+        with pytest.raises(ZeroDivisionError, match="a bug") as raised:
+            list(engine.train(range(100_000), Calendar()))
+    assert "broken" in str(raised.value)  # the traceback of the actor
+    assert free_cpus() == CPUS
+
+
 def test_a_message_that_cannot_be_delivered_ends_the_run() -> None:
     with ray_engine(two_blocks()) as engine:
         block = handles(engine)["block2"]
@@ -121,9 +166,13 @@ def test_a_message_that_cannot_be_delivered_ends_the_run() -> None:
 
 
 @pytest.mark.parametrize("transport", ["object_store", "direct"])
-@pytest.mark.parametrize("name", ["source", "block1", "block2"])
-def test_lost_actor_is_named_and_nobody_waits_for_it(name: str, transport: Transport) -> None:
-    with ray_engine(two_blocks(), transport=transport) as engine:
+@pytest.mark.parametrize(
+    ("name", "source"), [("source", "actor"), ("block1", "block1"), ("block2", "block1")]
+)
+def test_lost_actor_is_named_and_nobody_waits_for_it(
+    name: str, source: SourcePlace, transport: Transport
+) -> None:
+    with ray_engine(two_blocks(), transport=transport, source=source) as engine:
         actors = handles(engine)
         steps = []
         with pytest.raises(ActorLostError, match=f"^{name} was lost: ") as raised:

@@ -166,7 +166,7 @@ def test_every_actor_is_a_process_of_its_own_in_the_bundle_of_its_block() -> Non
         return os.getpid(), get_current_placement_group().id.hex(), assigned.get("CPU", 0.0)
 
     case = Case(BLL(feedback=FeedbackSettings(kind="direct")), at=("layer3",), cpus=0.8)
-    with ray_engine(case) as engine:
+    with ray_engine(case, source="actor") as engine:
         actors = handles(engine)
         found = {n: ray.get(a.__ray_call__.remote(where)) for n, a in actors.items()}
         groups = {k: g.id.hex() for k, g in engine._placement._groups.items()}

@@ -45,7 +45,7 @@ def test_layout(tmp_path: Path) -> None:
     assert run.path == tmp_path / "runs" / "a" and run.config == PLAIN
     assert json.loads((run.path / "version.json").read_text()) == {"torch": "2"}
     assert run.state == RunState() and run.read_metrics() == [] == spans_of(run)
-    assert run.checkpoints.directory == run.path / "checkpoints"
+    assert run.checkpoints.storage.at("x") == str(run.path / "checkpoints" / "x")
     assert run.plan == PLAN
     (run.path / "config.yaml").write_text("{")
     with pytest.raises(UserError, match=r"cannot read .*config.yaml"):
@@ -293,7 +293,7 @@ def test_a_run_holds_one_process(tmp_path: Path) -> None:
 
 def test_the_lock_recovers_what_a_crash_left(tmp_path: Path) -> None:
     run = make(tmp_path / "a")
-    new = run.checkpoints.directory / ".new-step-00000001"
+    new = run.path / "checkpoints" / "step-00000001"
     new.mkdir()
     assert RunDirectory.open(run.path).checkpoints.steps() == []
     assert new.exists()  # a reader must not touch what may be a live run's

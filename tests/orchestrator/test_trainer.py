@@ -18,7 +18,7 @@ from learning.errors import NonFiniteLossError, UserError
 from orchestrator.events import Evaluated, Event, Metrics, SnapshotTaken, StepDone, Worked
 from orchestrator.program import Calendar
 from orchestrator.rundir import RunDirectory
-from orchestrator.trainer import Schedule, Trainer
+from orchestrator.trainer import Observer, Schedule, Trainer
 from tests.orchestrator.engines import Case, inline_engine, snapshot_of, told
 from tests.orchestrator.runs import PLAN, spans_of
 
@@ -146,7 +146,7 @@ def test_checkpoints_count_finished_steps_and_hold_what_they_were_told(run: RunD
         ([0.0, 0.0], 1),
     ],
 )
-def test_last_and_best_are_kept_and_the_others_are_pruned(
+def test_newest_and_best_are_kept_and_the_others_are_pruned(
     run: RunDirectory, accuracies: list[float], best: int
 ) -> None:
     for step, accuracy in enumerate(accuracies):
@@ -154,13 +154,13 @@ def test_last_and_best_are_kept_and_the_others_are_pruned(
     last = len(accuracies)
     assert (run.checkpoints.last, run.checkpoints.best) == (last, best)
     assert run.checkpoints.best_value == accuracies[best - 1]
-    assert run.checkpoints.steps() == sorted({best, last})
+    assert run.checkpoints.steps() == sorted({best, last - 1, last})
 
 
-def test_without_a_validation_split_the_last_checkpoint_is_kept(run: RunDirectory) -> None:
+def test_without_a_validation_split_the_newest_checkpoints_are_kept(run: RunDirectory) -> None:
     train(run, [event for step in range(3) for event in (step_done(step), snapshot(step))])
     assert (run.checkpoints.last, run.checkpoints.best) == (3, None)
-    assert run.checkpoints.steps() == [3]
+    assert run.checkpoints.steps() == [2, 3]
     assert run.checkpoints.load(3).metrics is None
 
 
@@ -220,6 +220,20 @@ def test_last_step_is_always_evaluated_and_saved(steps: int, every: int, after: 
     assert sorted(calendar.evaluations) == sorted(calendar.snapshots) == after
     tested = [step for step, splits in calendar.evaluations.items() if "test" in splits]
     assert tested == [steps - 1]
+
+
+def test_checkpoints_between_evaluations() -> None:
+    calendar = Schedule(10, 4, checkpoint_every=3).calendar(batches(0.25), 8)
+    assert sorted(calendar.evaluations) == [3, 7, 9]
+    assert sorted(calendar.snapshots) == [2, 3, 5, 7, 8, 9]
+
+
+def test_keep_is_the_number_of_the_newest(run: RunDirectory) -> None:
+    observers: list[Observer] = []
+    events = [event for step in range(5) for event in (step_done(step), snapshot(step))]
+    trainer = Trainer(run, run.checkpoints, "0123", RULE, "block2", observers, keep=3)
+    trainer.train(Scripted(events), range(5), Calendar())
+    assert run.checkpoints.steps() == [3, 4, 5]
 
 
 def test_empty_validation_split_is_not_evaluated() -> None:

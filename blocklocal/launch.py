@@ -1,0 +1,79 @@
+"""The command `blocklocal`: starts a local cluster while it imports the rest.
+
+    main thread     Ray: its processes start ─────────────▶ the command line
+    other thread    PyTorch, rules, networks ─────────────▶
+
+Both take seconds and neither needs the other. A configuration is checked after both; one that is
+refused takes the cluster with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+
+import yaml
+
+from learning.errors import UserError
+
+_ELSEWHERE = ("engine=", "engine.kind=", "engine.address=")
+
+
+def wants_local_cluster(words: Sequence[str]) -> bool:
+    """Whether a command line will certainly start a cluster here, if it is right in all else."""
+    if list(words[:1]) != ["train"] or any(word.startswith("-") for word in words):
+        return False
+    settings = list(words[1:])
+    written: object = {}
+    if settings and "=" not in settings[0]:
+        try:
+            written = yaml.safe_load(Path(settings.pop(0)).read_bytes())
+        except (OSError, ValueError, yaml.YAMLError):
+            return False  # the command says what is wrong with the file
+    engine = written.get("engine") if isinstance(written, dict) else None
+    if engine is not None and not (isinstance(engine, dict) and _here(engine)):
+        return False
+    return not any(word.startswith(_ELSEWHERE) or "=" not in word for word in settings)
+
+
+def _here(engine: dict[object, object]) -> bool:
+    return engine.get("kind", "ray") == "ray" and engine.get("address") is None
+
+
+def _command_line() -> Callable[[list[str]], int]:
+    """Import it, without looking for garbage: modules leave none, and there are many objects."""
+    gc.disable()
+    try:
+        return import_module("blocklocal.cli").main
+    finally:
+        gc.enable()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; see `blocklocal.cli.main`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not wants_local_cluster(words):
+        return _command_line()(words)
+    # Before Ray starts: its workers look for modules where this process does.
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        from blocklocal.clusters import local_cluster
+
+        with ThreadPoolExecutor(1) as executor:
+            imported = executor.submit(_command_line)
+            with local_cluster():
+                return imported.result()(words)
+    except UserError as error:
+        print(f"blocklocal: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("blocklocal: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Damage is noticed and named, and never read as a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from learning.errors import UserError
+from orchestrator.files import sealed
+from tests.orchestrator.checkpointing import (
+    checkpoints_in,
+    make_state,
+    save,
+    seed_of,
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # no test cuts the power, and it is slow
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "block1.safetensors"])
+def test_flipped_bits_are_noticed(tmp_path: Path, name: str) -> None:
+    rng = random.Random(name)
+    save(tmp_path, 1, 1)
+    path = tmp_path / "step-00000001" / name
+    good = path.read_bytes()
+    noticed, tried = 0, range(0, len(good), 3)
+    for i in tried:
+        bad = bytearray(good)
+        bad[i] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad)
+        try:
+            assert seed_of(tmp_path, 1) == 1  # e.g. 1E-3 for 1e-3 in JSON
+        except UserError as error:
+            noticed += str(path) in str(error) and str(error).endswith("start a new run")
+    assert noticed == len(tried) if name != "manifest.json" else noticed > 0.9 * len(tried)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "block1.safetensors", "block3.safetensors"])
+def test_truncated_and_missing_files(tmp_path: Path, name: str) -> None:
+    save(tmp_path, 1, 1)
+    save(tmp_path, 2, 2)
+    path = tmp_path / "step-00000001" / name
+    good = path.read_bytes()
+    for size in range(0, len(good.rstrip()), 5):
+        path.write_bytes(good[:size])
+        with pytest.raises(UserError, match=r"choose one of the steps 2$") as caught:
+            checkpoints_in(tmp_path).load(1)
+        assert str(path) in str(caught.value)
+    path.unlink()
+    gone = "there is no checkpoint 1 " if name == "manifest.json" else "cannot read .*No such file"
+    with pytest.raises(UserError, match=gone):
+        checkpoints_in(tmp_path).load(1)
+
+
+def _edit(directory: Path, **changes: object) -> None:
+    path = directory / "manifest.json"
+    data = json.loads(path.read_text())
+    del data["sha256"]
+    path.write_bytes(sealed({**data, **changes}))
+
+
+def test_foreign_files(tmp_path: Path) -> None:
+    save(tmp_path, 1, 1)
+    one, two = tmp_path / "step-00000001", tmp_path / "step-00000002"
+    shutil.copytree(one, two)
+    with pytest.raises(UserError, match="is of step 1, not of step 2"):
+        checkpoints_in(tmp_path).load(2)
+    shutil.rmtree(two)
+    save(tmp_path, 2, 2)
+    shutil.copy(one / "block2.safetensors", two)
+    with pytest.raises(UserError, match=r"step-00000002/block2.safetensors is damaged"):
+        checkpoints_in(tmp_path).load(2)
+    (one / ".DS_Store").touch()
+    assert seed_of(tmp_path, 1) == 1
+    (one / "block9.safetensors").touch()
+    with pytest.raises(UserError, match=r"block9.safetensors is not listed .* move it away"):
+        checkpoints_in(tmp_path).load(1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, r"format version 2, this blocklocal reads 1: use the version"),
+        ({"format": "1"}, "format version '1'"),
+        ({"step": -1}, "not a manifest"),
+        ({"colour": 1}, "not a manifest"),
+        ({"files": {"a": {"name": "../a", "size": 0, "sha256": ""}}}, "names a file '../a'"),
+        ({"files": {"../a": {"name": "../a.safetensors", "size": 0, "sha256": ""}}}, "cannot name"),
+    ],
+)
+def test_foreign_manifests(tmp_path: Path, changes: dict, message: str) -> None:
+    save(tmp_path, 1, 1)
+    _edit(tmp_path / "step-00000001", **changes)
+    with pytest.raises(UserError, match=message):
+        checkpoints_in(tmp_path).load(1)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", '"x"', "[" * 100_000, "\xff"])
+def test_a_manifest_that_is_something_else(tmp_path: Path, text: str) -> None:
+    save(tmp_path, 1, 1)
+    (tmp_path / "step-00000001" / "manifest.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"manifest.json is (damaged|not a file of blocklocal)"):
+        checkpoints_in(tmp_path).load(1)
+
+
+def test_not_safetensors_but_as_listed(tmp_path: Path) -> None:
+    save(tmp_path, 1, 1)
+    path = tmp_path / "step-00000001"
+    (path / "a.safetensors").write_bytes(b"x" * 20)
+    digest = hashlib.sha256(b"x" * 20).hexdigest()
+    _edit(path, files={"a": {"name": "a.safetensors", "size": 20, "sha256": digest}})
+    for name in make_state(1):
+        (path / f"{name}.safetensors").unlink()
+    with pytest.raises(UserError, match=r"a.safetensors is not a safetensors file"):
+        checkpoints_in(tmp_path).load(1)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [_cut, _flip, Path.unlink])
+@pytest.mark.parametrize("name", ["block1.safetensors", "feedback1.safetensors", "manifest.json"])
+def test_the_newest_valid_one(tmp_path: Path, name: str, harm: Callable[[Path], None]) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, step)
+    c = checkpoints_in(tmp_path)
+    path = tmp_path / "step-00000003" / name
+    harm(path)
+    newest, skipped = c.newest_valid()
+    assert newest is not None and newest.step == 4 and skipped == []
+    newest, skipped = c.newest_valid(at_most=3)
+    assert newest is not None and newest.step == newest.rule["seed"] == 2
+    if name == "manifest.json" and not path.exists():
+        assert skipped == []  # it was never finished
+    else:
+        assert len(skipped) == 1 and str(path) in skipped[0]
+        assert skipped[0].endswith(": checkpoint 3 is skipped")
+
+
+def test_nothing_valid_is_nothing(tmp_path: Path) -> None:
+    assert checkpoints_in(tmp_path).newest_valid() == (None, [])
+    save(tmp_path, 1, 1)
+    _flip(tmp_path / "step-00000001" / "block2.safetensors")
+    newest, skipped = checkpoints_in(tmp_path).newest_valid()
+    assert newest is None and len(skipped) == 1
+
+
+def test_what_cannot_be_reached_is_not_damaged(tmp_path: Path) -> None:
+    save(tmp_path, 1, 1)
+    denied = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
+    with mock.patch.object(Path, "read_bytes", denied), pytest.raises(UserError, match="denied"):
+        checkpoints_in(tmp_path).newest_valid()
