@@ -86,7 +86,7 @@ class DirectChannel:
     def __init__(
         self, sender: str, node: str, receiver: Endpoint, secret: bytes, window: int | None
     ) -> None:
-        self.blocked_ns = 0
+        self.blocked_ns, self.is_blocked = 0, False
         self._window, self._receiver = window, receiver.name
         self._under_way = 0
         near = receiver.path and receiver.node == node
@@ -125,9 +125,10 @@ class DirectChannel:
         with suppress(BlockingIOError):  # no answers waiting
             self._count(self._socket.recv(4096, socket.MSG_DONTWAIT))
         if self._under_way >= window:
-            started = time.monotonic_ns()
+            started, self.is_blocked = time.monotonic_ns(), True
             while self._under_way >= window:
                 self._count(self._socket.recv(4096))
+            self.is_blocked = False
             self.blocked_ns += time.monotonic_ns() - started
         self._under_way += 1
 
@@ -164,6 +165,8 @@ class Receiver:
         """
         self._mailbox, self._device = mailbox, device
         self._answering: list[socket.socket] = []
+        self._open: list[socket.socket] = []
+        self._closed = False
         near = sys.platform == "linux"  # its sockets without a file leave nothing behind
         path = f"\0blocklocal-{uuid.uuid4()}" if near else ""
         self._secret, port, servers = secret, 0, []
@@ -177,14 +180,23 @@ class Receiver:
             port = int(servers[-1].getsockname()[1])
         self.endpoint = Endpoint(name, node, path, host or "", port)
         for server in servers:
+            self._open.append(server)
             _start(self._accept, server)
         mailbox.when_failed(self._stop_senders)
+
+    def close(self) -> None:
+        """Take no more connections and messages; senders see their connections end."""
+        self._closed = True
+        for sock in self._open:
+            with suppress(OSError):  # ended already
+                sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads; closing does not
+            sock.close()
 
     def _accept(self, server: socket.socket) -> None:
         while True:
             try:
                 sock, _ = server.accept()
-            except OSError as error:  # no file descriptors left, say
+            except OSError as error:  # closed, or no file descriptors left, say
                 self._mailbox.fail(error)
                 return
             # A thread each: a stranger who says nothing must not keep the others out.
@@ -214,6 +226,9 @@ class Receiver:
                 with suppress(ConnectionError):
                     sock.sendall(_TAKEN * group)
 
+        self._open.append(sock)
+        if self._closed:
+            sock.close()
         if window:
             self._answering.append(sock)
         if self._mailbox.failed:
@@ -228,6 +243,8 @@ class Receiver:
         except ConnectionError:
             self._mailbox.fail(PeerLostError(sender))
         except Exception as error:
+            if self._closed:
+                return
             self._mailbox.fail(error)  # the program waits for this message
 
     def _stop_senders(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from actors import wire
 from actors.mailbox import Mailbox, StoppedError
-from actors.operations import Kind, Operation, Report, Span
+from actors.operations import Doing, Kind, Operation, Report, Span
 from actors.transport import Channel
 from actors.wire import detach_state
 from learning.data import Batches
@@ -28,6 +28,8 @@ class Executor(ABC):
         self.mailbox, self.threads = mailbox, threads
         self.channels: Mapping[str, Channel] = {}  # by the receiver's name
         self.report = Report()
+        self._current: tuple[Operation, int] | None = None  # and when it began, without waits
+        self._longest: dict[Kind, int] = {}  # nanoseconds
 
     def run(self, operations: Sequence[Operation]) -> Report:
         """Execute operations in order; returns what they left behind.
@@ -46,6 +48,8 @@ class Executor(ABC):
         except StoppedError:
             # The cause is another actor's; this one still reports what it has done.
             self.mailbox.fail(StoppedError())
+        finally:
+            self._current = None
         return self.report
 
     def _run_one(self, operation: Operation) -> None:
@@ -53,21 +57,34 @@ class Executor(ABC):
             raise StoppedError
         waited, blocked = self.mailbox.waited_ns, self._blocked_ns()
         started = time.time_ns()
+        self._current = (operation, time.monotonic_ns() - waited - blocked)
         self.execute(operation)
+        ended = time.time_ns()
+        waited, blocked = self.mailbox.waited_ns - waited, self._blocked_ns() - blocked
+        kind = operation.kind
+        self._longest[kind] = max(self._longest.get(kind, 0), ended - started - waited - blocked)
         self.report.spans.append(
-            Span(
-                operation.kind.value,
-                operation.step,
-                operation.shard,
-                started,
-                time.time_ns(),
-                self.mailbox.waited_ns - waited,
-                self._blocked_ns() - blocked,
-            )
+            Span(kind.value, operation.step, operation.shard, started, ended, waited, blocked)
         )
 
     def _blocked_ns(self) -> int:
         return sum(channel.blocked_ns for channel in self.channels.values())
+
+    def doing(self) -> Doing:
+        """What the program does now; for another thread than the program's."""
+        if self._current is None:
+            return Doing(None, 0.0, True, None)
+        operation, began = self._current
+        waits = self.mailbox.waited_ns + self._blocked_ns()
+        seconds = (time.monotonic_ns() - waits - began) / 1e9
+        waiting = self.mailbox.is_waiting or any(c.is_blocked for c in self.channels.values())
+        longest = self._longest.get(operation.kind)
+        return Doing(operation, seconds, waiting, None if longest is None else longest / 1e9)
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        for channel in self.channels.values():
+            channel.close()
 
     @abstractmethod
     def execute(self, op: Operation) -> None:

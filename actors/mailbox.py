@@ -23,6 +23,7 @@ class Mailbox:
         self._held: dict[Key, threading.Event] = {}  # of senders that wait, by message
         self._when_failed: list[Callable[[], None]] = []
         self.waited_ns = 0
+        self.is_waiting = False  # whether the program waits for a message
 
     @property
     def stopped(self) -> bool:
@@ -80,8 +81,9 @@ class Mailbox:
         """
         with self._changed:
             if key not in self._messages:
-                started = time.monotonic_ns()
+                started, self.is_waiting = time.monotonic_ns(), True
                 self._changed.wait_for(lambda: key in self._messages or self._error)
+                self.is_waiting = False
                 self.waited_ns += time.monotonic_ns() - started
             if self._error and (self.stopped or key not in self._messages):
                 raise self._error

@@ -62,6 +62,22 @@ class Span(NamedTuple):
     blocked: int
 
 
+class Doing(NamedTuple):
+    """What an actor does at the moment.
+
+    Attributes:
+        operation: None between chunks.
+        seconds: of work on it so far, without waiting.
+        waiting: whether it waits for a message or for room.
+        longest: seconds that an operation of its kind has taken here at most; None for the first.
+    """
+
+    operation: Operation | None
+    seconds: float
+    waiting: bool
+    longest: float | None
+
+
 @dataclass
 class Report:
     """What an actor returns for one chunk of its program; with an error, what it did before."""

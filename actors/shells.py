@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -21,7 +22,7 @@ from actors.execution import (
 )
 from actors.mailbox import Mailbox, StoppedError
 from actors.memory import keep_freed_memory
-from actors.operations import Operation, Report
+from actors.operations import Doing, Operation, Report
 from actors.transport import Channel, ObjectStoreChannel
 from learning.build import Program, build_block, build_feedback
 from learning.data import AugmentSettings, Batches, Dataset, DataSettings, load_dataset
@@ -39,19 +40,45 @@ def actor_device() -> torch.device:
     return torch.device("cuda:0") if ray.get_gpu_ids() else torch.device("cpu")
 
 
+class Identity(NamedTuple):
+    """Where an actor is: ids of its node and of its process there."""
+
+    node: str
+    process: int
+
+
+class FencedError(RuntimeError):
+    """A message of an earlier incarnation of the chain: it is refused."""
+
+
 class _Shell:
-    """What all actors share: mail, connections, running a chunk. Holds its executor."""
+    """What all actors share: mail, connections, running a chunk. Holds its executor.
 
-    _receiver: Receiver  # of direct messages, once it listens
-    _secret: bytes
+    An actor may outlive the chain that it was a part of: `build` makes it a part of another.
+    """
 
-    def __init__(self, executor: Executor, device: torch.device) -> None:
+    _executor: Executor
+    _receiver: Receiver | None = None  # of direct messages, once it listens
+    _secret = b""
+    _incarnation = 0
+
+    def __init__(self) -> None:
         keep_freed_memory()
-        self._executor, self._device = executor, device
+        self._device = actor_device()
+
+    def _renew(self, incarnation: int, executor: Executor) -> None:
+        """Become a part of a new incarnation of the chain, with nothing left of the last."""
+        if self._incarnation:
+            self._executor.close()
+        if self._receiver is not None:
+            self._receiver.close()
+        self._receiver, self._incarnation, self._executor = None, incarnation, executor
 
     @ray.method(concurrency_group=MAIL)
-    def deliver(self, key: Key, arrays: wire.Arrays, hold: bool) -> None:
+    def deliver(self, key: Key, arrays: wire.Arrays, hold: bool, incarnation: int) -> None:
         """Receive a message; with `hold`, return only when the program has taken it."""
+        if incarnation != self._incarnation:
+            raise FencedError(f"{key} of incarnation {incarnation} in {self._incarnation}")
         mailbox = self._executor.mailbox
         try:
             mailbox.put(key, wire.decode(arrays, self._device))
@@ -66,16 +93,20 @@ class _Shell:
         """End the chunk under way, which then reports what it has done."""
         self._executor.mailbox.fail(StoppedError())
 
+    @ray.method(concurrency_group=MAIL)
+    def identify(self) -> Identity:
+        """Where this actor is; it answers whatever its program does."""
+        return Identity(ray.get_runtime_context().get_node_id(), os.getpid())
+
+    @ray.method(concurrency_group=MAIL)
+    def doing(self) -> Doing:
+        """What this actor's program does."""
+        return self._executor.doing()
+
     @ray.method
     def clear(self) -> None:
         """Drop the messages of an earlier run that nobody took."""
         self._executor.mailbox.clear()
-
-    @ray.method
-    def identify(self) -> tuple[str | None, str]:
-        """The id of this actor, as Ray's errors give it, and that of its node."""
-        context = ray.get_runtime_context()
-        return context.get_actor_id(), context.get_node_id()
 
     @ray.method
     def listen(self, name: str, secret: bytes, between_nodes: bool) -> Endpoint:
@@ -101,7 +132,8 @@ class _Shell:
 
     def _channel(self, peer: Any, window: int | None) -> Channel:
         if not isinstance(peer, Endpoint):
-            return ObjectStoreChannel(peer, window)
+            return ObjectStoreChannel(peer, window, self._incarnation)
+        assert self._receiver is not None
         me = self._receiver.endpoint
         return DirectChannel(me.name, me.node, peer, self._secret, window)
 
@@ -136,29 +168,37 @@ class BatchSettings(NamedTuple):
 
 
 class _Source(_Shell):
-    def __init__(self, program: Program, batches: BatchSettings, threads: int) -> None:
+    @ray.method
+    def build(
+        self, incarnation: int, program: Program, batches: BatchSettings, threads: int
+    ) -> None:
+        """Make the executor of an incarnation of the chain."""
         executor = SourceExecutor(batches.source(program), Mailbox(), threads)
-        super().__init__(executor, torch.device("cpu"))
+        self._renew(incarnation, executor)
 
 
 class _Block(_Shell):
-    def __init__(
+    @ray.method
+    def build(
         self,
+        incarnation: int,
         program: Program,
         k: int,
         units: Sequence[Unit],
         later: Sequence[Sequence[Unit]],
         threads: int,
-        batches: BatchSettings | None = None,
+        batches: BatchSettings | None,
     ) -> None:
-        """With `batches` the block makes its own: that is for block 1."""
-        device = actor_device()
+        """Make the learner and executor of an incarnation of the chain.
+
+        Args:
+            batches: from which block 1 makes its own.
+        """
         torch.set_num_threads(threads)
-        learner = build_block(program, k, units, device, later)
+        learner = build_block(program, k, units, self._device, later)
         source = None if batches is None else batches.source(program)
-        executor = BlockExecutor(learner, program.feedback_delay, Mailbox(), threads, source)
-        super().__init__(executor, device)
-        self._block = executor
+        self._block = BlockExecutor(learner, program.feedback_delay, Mailbox(), threads, source)
+        self._renew(incarnation, self._block)
 
     @ray.method
     def load(self, state: dict[str, Tensor], step: int) -> None:
@@ -167,14 +207,14 @@ class _Block(_Shell):
 
 
 class _Feedback(_Shell):
-    def __init__(self, program: Program, k: int, threads: int) -> None:
-        device = actor_device()
+    @ray.method
+    def build(self, incarnation: int, program: Program, k: int, threads: int) -> None:
+        """Make the learner and executor of an incarnation of the chain."""
         torch.set_num_threads(threads)
-        learner = build_feedback(program, k, device)
+        learner = build_feedback(program, k, self._device)
         top = k == program.feedback_modules or not program.feedback_chain
-        executor = FeedbackExecutor(learner, top=top, mailbox=Mailbox(), threads=threads)
-        super().__init__(executor, device)
-        self._feedback = executor
+        self._feedback = FeedbackExecutor(learner, top=top, mailbox=Mailbox(), threads=threads)
+        self._renew(incarnation, self._feedback)
 
     @ray.method
     def load(self, state: dict[str, Tensor], step: int) -> None:

@@ -23,9 +23,15 @@ class Channel(Protocol):
 
     blocked_ns: int
     """Time spent in `send` waiting for room, so far."""
+    is_blocked: bool
+    """Whether `send` waits for room now."""
 
     def send(self, key: Key, message: Message) -> int:
         """Send; blocks while the window is full. Returns the bytes sent."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection."""
         ...
 
 
@@ -46,15 +52,16 @@ class ObjectStoreChannel:
     without a copy; smaller ones ride in the call. The reference dies when the message is taken.
 
     Args:
-        receiver: handle of an actor with `deliver(key, arrays, hold)`.
+        receiver: handle of an actor with `deliver(key, arrays, hold, incarnation)`.
         window: most messages that may be under way or waiting at the receiver; None where the
             data flow itself bounds them (gradients, readouts, tables).
+        incarnation: of the chain that sender and receiver are in; any other refuses the messages.
     """
 
-    def __init__(self, receiver: Any, window: int | None) -> None:
-        self._receiver = receiver
-        self._window = window
-        self.blocked_ns = 0
+    def __init__(self, receiver: Any, window: int | None, incarnation: int) -> None:
+        self._receiver, self._window = receiver, window
+        self._incarnation = incarnation
+        self.blocked_ns, self.is_blocked = 0, False
         self._under_way: deque[ray.ObjectRef[None]] = deque()
 
     def send(self, key: Key, message: Message) -> int:
@@ -65,10 +72,11 @@ class ObjectStoreChannel:
         """
         arrays = wire.encode(message)
         if self._window is None:
-            self._receiver.deliver.options(num_returns=0).remote(key, arrays, False)
+            deliver = self._receiver.deliver.options(num_returns=0)
+            deliver.remote(key, arrays, False, self._incarnation)
             return wire.size(arrays)
         if len(self._under_way) >= self._window:
-            started = time.monotonic_ns()
+            started, self.is_blocked = time.monotonic_ns(), True
             oldest = [self._under_way.popleft() for _ in range(lowest_room(self._window))]
             try:
                 ray.get(oldest)
@@ -76,6 +84,11 @@ class ObjectStoreChannel:
                 if isinstance(error.cause, StoppedError):
                     raise StoppedError from error
                 raise
+            self.is_blocked = False
             self.blocked_ns += time.monotonic_ns() - started
-        self._under_way.append(self._receiver.deliver.remote(key, arrays, True))
+        call = self._receiver.deliver.remote(key, arrays, True, self._incarnation)
+        self._under_way.append(call)
         return wire.size(arrays)
+
+    def close(self) -> None:
+        self._under_way.clear()

@@ -59,7 +59,8 @@ class EchoShell(_Shell):
     """The actor around an `Echo`."""
 
     def __init__(self) -> None:
-        super().__init__(Echo(), torch.device("cpu"))
+        super().__init__()
+        self._renew(1, Echo())
 
 
 def read(x: torch.Tensor) -> None:

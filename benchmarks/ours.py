@@ -9,7 +9,8 @@ from benchmarks.measuring import Sample, cpu_seconds
 from benchmarks.workloads import Workload, configuration, prepared
 from blocklocal.config import RunConfig
 from learning.messages import block_name
-from orchestrator.engine import RayEngine, SourcePlace, Transport
+from orchestrator.chain import SourcePlace, Transport
+from orchestrator.engine import RayEngine
 from orchestrator.events import StepDone, Worked
 from orchestrator.program import Calendar
 

@@ -33,6 +33,7 @@ from blocklocal.config import RunConfig, make_config
 from blocklocal.preparation import prepare
 from blocklocal.training import train
 from orchestrator.events import Metrics
+from orchestrator.incidents import Incident
 from orchestrator.placement import even_cpus
 
 WIDTH, BATCH, CLASSES = 16, 8, 4
@@ -53,6 +54,9 @@ class Marks:
 
     def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
         """Evaluations come after the last mark."""
+
+    def recovered(self, incident: Incident) -> None:
+        raise AssertionError(f"the measurement is spoiled: {incident.sentence()}")
 
     def worked(self, actor: str, spans: Sequence[Span]) -> None:
         """Only the driver and the daemons are watched."""

@@ -28,9 +28,9 @@ from blocklocal.training import Result, resume, train
 from learning.errors import UserError
 from learning.rules import Backprop
 from orchestrator.costs import measure_costs, uncompiled
-from orchestrator.engine import ActorLostError
 from orchestrator.findings import sentences
 from orchestrator.findings import table as cost_table
+from orchestrator.losses import ActorLostError
 from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import export as export_state
 from orchestrator.trace import concurrency, idle_shares, read_spans, write_trace

@@ -28,9 +28,10 @@ from learning.settings import (
     Settings,
     UpdateSettings,
 )
-from orchestrator.engine import SourcePlace, Transport
+from orchestrator.chain import SourcePlace, Transport
 from orchestrator.placement import ResourceSettings
 from orchestrator.plan import BlocksSettings
+from orchestrator.recovery import RecoverySettings
 from orchestrator.storage import CheckpointSettings
 from tuning.tracking import TrackingSettings
 
@@ -67,6 +68,7 @@ class EngineSettings(Settings):
     transport: Transport = Field(
         default="object_store", description="of messages: Ray's object store, or sockets (direct)"
     )
+    recovery: RecoverySettings = RecoverySettings()
     source: SourcePlace | None = Field(
         default=None, description="of batches; null: an actor where a core is free, else block 1"
     )

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from actors.operations import Span
 from orchestrator.events import Metrics
+from orchestrator.incidents import Incident
 from tuning.tracking import Status, Tracker, reason
 
 _log = logging.getLogger(__name__)
@@ -65,6 +66,9 @@ class TrackingObserver:
                 self._send(tracker, step, metrics, measured)
             self._early.clear()
         return self._tracker
+
+    def recovered(self, incident: Incident) -> None:
+        self._log(incident.step, "incidents", {"all": incident.metrics()})
 
     def artifact(self, path: Path, directory: str | None = None) -> None:
         """Send a file."""
@@ -175,6 +179,9 @@ class Progress:
             wall = spans[-1].ended - spans[0].started
             work = sum(s.ended - s.started - s.waited - s.blocked for s in spans)
             self._idle[actor] = 1 - work / wall if wall else 0.0
+
+    def recovered(self, incident: Incident) -> None:
+        self._console.print(incident.sentence(), soft_wrap=True, highlight=False, markup=False)
 
     def rate(self) -> float:
         """Steps a second since the first step ended."""

@@ -24,7 +24,7 @@ from learning.numerics import Numerics
 from learning.policies.subspace import rank_of
 from learning.rules import Backprop
 from learning.units import Unit, units_of
-from orchestrator.engine import SourcePlace
+from orchestrator.chain import SourcePlace
 from orchestrator.placement import even_cpus, free_resources
 from orchestrator.plan import Plan, make_plan
 from orchestrator.trainer import Schedule
@@ -114,7 +114,7 @@ def prepare(
         plan,
         program,
         batches,
-        Schedule(steps, every, config.checkpoints.every),
+        Schedule(steps, every, config.checkpoints.every, config.checkpoints.every_seconds),
         threads,
         _source(config, len(plan.blocks), threads),
         in_memory,

@@ -67,6 +67,7 @@ def _engine(prepared: Prepared, probe: Probe | None = None) -> Engine:
         window=config.engine.window,
         transport=config.engine.transport,
         source=prepared.source,
+        recovery=config.engine.recovery,
     )
 
 

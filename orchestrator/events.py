@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from actors.operations import Span
+from orchestrator.incidents import Incident
 from orchestrator.program import Calendar
+
+State = dict[str, dict[str, Tensor]]
+"""Tensors by learner, then by name."""
 
 Metrics = dict[str, dict[str, float]]
 """By learner (`block1`, `feedback1`), then by metric."""
@@ -49,7 +53,18 @@ class Worked:
     bytes_sent: int
 
 
-Event = StepDone | Evaluated | SnapshotTaken | Worked
+@dataclass(frozen=True)
+class Recovered:
+    """Actors were lost and replaced, and all steps that were done before are done again."""
+
+    incident: Incident
+
+
+Event = StepDone | Evaluated | SnapshotTaken | Worked | Recovered
+
+Restore = Callable[[int], tuple[int, State | None]]
+"""Gives the newest state that was kept, of a step of at most its argument: that step, at which to
+go on, and the state; None for that of the start."""
 
 
 class Engine(Protocol):
@@ -59,8 +74,16 @@ class Engine(Protocol):
         """Load a snapshot; training goes on at `step`."""
         ...
 
-    def train(self, steps: range, calendar: Calendar) -> Iterator[Event]:
-        """Train; yields events, steps in order."""
+    def train(
+        self, steps: range, calendar: Calendar, restore: Restore | None = None
+    ) -> Iterator[Event]:
+        """Train; yields events, steps in order.
+
+        A snapshot counts as kept when the iteration goes on after it.
+
+        Args:
+            restore: gives what was kept, for an engine that can lose what it works with.
+        """
         ...
 
     def close(self) -> None:

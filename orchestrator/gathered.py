@@ -79,7 +79,7 @@ class _Box(Mailbox):
 class Pipe:
     """A channel into a mailbox of this process, which remembers what it carried."""
 
-    blocked_ns = 0
+    blocked_ns, is_blocked = 0, False
 
     def __init__(self, to: str, box: Mailbox) -> None:
         self._to, self._box = to, box
@@ -91,3 +91,6 @@ class Pipe:
         self.carried.append(Sent(self._to, key.what, size))
         self._box.put(key, message)
         return size
+
+    def close(self) -> None:
+        """There is nothing to let go of."""

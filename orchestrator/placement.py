@@ -9,7 +9,12 @@ from collections.abc import Sequence
 
 import ray
 from pydantic import Field, field_validator
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learning.errors import UserError
@@ -132,6 +137,21 @@ class Placement:
             "num_gpus": _rounded_down(plan.gpus * share),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[block], 0),
         }
+
+    def wait(self, block: int, seconds: float) -> None:
+        """Wait until a block's bundle is on a live node, after it may have lost its own.
+
+        Raises:
+            TimeoutError: when it is on none in time.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            where = placement_group_table(self._groups[block])
+            if where["state"] == "CREATED" and set(where["bundles_to_node_id"].values()) <= alive:
+                return
+            time.sleep(0.05)  # Ray has no event for this
+        raise TimeoutError
 
     def remove(self) -> None:
         """Give the resources back; actors in the groups end."""

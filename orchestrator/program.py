@@ -19,11 +19,13 @@ class Calendar:
         evaluations: step to the splits evaluated after it.
         snapshots: steps after which all learners are saved.
         evaluation_batches: split to its number of batches.
+        snapshot_seconds: how long after a snapshot another one is taken, besides those.
     """
 
     evaluations: dict[int, tuple[str, ...]] = field(default_factory=dict)
     snapshots: frozenset[int] = frozenset()
     evaluation_batches: dict[str, int] = field(default_factory=dict)
+    snapshot_seconds: float | None = None
 
 
 def channels(program: Program, sender: str, messages: int) -> dict[str, int | None]:

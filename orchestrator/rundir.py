@@ -36,7 +36,7 @@ from orchestrator.owner import claim, claimed
 from orchestrator.plan import Plan
 from orchestrator.storage import LocalStorage, shared_storage
 
-_METRICS, _SPANS = "metrics.jsonl", "spans.jsonl"
+_METRICS, _SPANS, _INCIDENTS = "metrics.jsonl", "spans.jsonl", "incidents.jsonl"
 _REPLACED = ("state.json", _METRICS, _SPANS)
 
 
@@ -215,6 +215,10 @@ class RunDirectory:
     def append_spans(self, actor: str, spans: Iterable[Span]) -> None:
         """Append what operations of one actor took."""
         self._append(_SPANS, ({"actor": actor, **span._asdict()} for span in spans))
+
+    def append_incident(self, record: Mapping[str, Any]) -> None:
+        """Append what was lost and what was done about it."""
+        self._append(_INCIDENTS, [record])
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All metric records; a last line that a killed process left unfinished is ignored.

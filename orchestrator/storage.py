@@ -30,6 +30,9 @@ class CheckpointSettings(Settings):
     every: int | None = Field(
         default=None, ge=1, description="steps between checkpoints; null: with evaluations only"
     )
+    every_seconds: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="seconds between checkpoints as well"
+    )
     keep: int = Field(default=2, ge=1, description="how many of the newest stay, besides the best")
 
     @field_validator("storage")

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from actors.operations import Span
 from learning.data import Batches
 from learning.errors import NonFiniteLossError, UserError
 from orchestrator.checkpoints import Checkpoints
-from orchestrator.events import Engine, Evaluated, Metrics, SnapshotTaken, StepDone, Worked
+from orchestrator.events import (
+    Engine,
+    Evaluated,
+    Event,
+    Metrics,
+    Recovered,
+    SnapshotTaken,
+    StepDone,
+    Worked,
+)
+from orchestrator.incidents import Incident, UnrecoveredError
+from orchestrator.losses import Loss
 from orchestrator.program import Calendar
 from orchestrator.rundir import RunDirectory
+
+_log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
@@ -33,6 +50,10 @@ class Observer(Protocol):
         """An actor reported what it did."""
         ...
 
+    def recovered(self, incident: Incident) -> None:
+        """Actors were lost, and what was lost with them has been done again."""
+        ...
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -41,11 +62,13 @@ class Schedule:
     Attributes:
         evaluate_every: steps between evaluations; each one is also a checkpoint.
         checkpoint_every: steps between further checkpoints; None: no further ones.
+        checkpoint_seconds: likewise, seconds.
     """
 
     steps: int
     evaluate_every: int
     checkpoint_every: int | None = None
+    checkpoint_seconds: float | None = None
 
     def calendar(self, batches: Batches, evaluation_batch: int) -> Calendar:
         """Validation every so many steps and last, the test set last; checkpoints with it."""
@@ -64,7 +87,8 @@ class Schedule:
         }
         every = self.checkpoint_every
         between = range(every - 1, self.steps, every) if every else ()
-        return Calendar(evaluations, frozenset({*after, *between}), counts)
+        snapshots = frozenset({*after, *between})
+        return Calendar(evaluations, snapshots, counts, self.checkpoint_seconds)
 
 
 @dataclass
@@ -86,7 +110,17 @@ class Trainer:
 
     def train(self, engine: Engine, steps: range, calendar: Calendar) -> None:
         """Follow the engine; whatever it raises passes through, with all records flushed."""
-        for event in engine.train(steps, calendar):
+        try:
+            self._follow(engine.train(steps, calendar, partial(self._kept, steps.start)))
+        except UnrecoveredError as error:
+            self.run.append_incident(error.incident.record())
+            raise
+        except NonFiniteLossError as error:
+            self.run.append_incident(_not_finite(error).record())
+            raise
+
+    def _follow(self, events: Iterable[Event]) -> None:
+        for event in events:
             match event:
                 case Worked():
                     self.run.append_spans(event.actor, event.spans)
@@ -105,6 +139,28 @@ class Trainer:
                         observer.evaluated(event.step, event.split, event.metrics)
                 case SnapshotTaken():
                     self._save(event)
+                case Recovered():
+                    self.run.append_incident(event.incident.record())
+                    for observer in self.observers:
+                        observer.recovered(event.incident)
+
+    def _kept(self, first: int, at_most: int) -> tuple[int, dict[str, dict[str, Tensor]] | None]:
+        """The newest whole checkpoint of a step of at most `at_most`, or the start of the run.
+
+        Raises:
+            UserError: when there is none and the run did not begin at step 0.
+        """
+        newest, skipped = self.checkpoints.newest_valid(at_most)
+        for sentence in skipped:
+            _log.warning("%s", sentence)
+        if newest is not None:
+            return newest.step, newest.state
+        if first > 0:
+            raise UserError(
+                f"no checkpoint of {self.run.path} up to step {at_most} is whole, so that what was "
+                "lost cannot be restored: bring one back from a copy and --resume"
+            )
+        return 0, None
 
     def _record(self, step: int, split: str, metrics: Metrics) -> None:
         flat = {f"{n}/{m}": v for n, values in metrics.items() for m, v in values.items()}
@@ -125,6 +181,12 @@ class Trainer:
             self.checkpoints.mark(last=finished)
         self.checkpoints.prune(self.keep)
         self.run.update_state(steps=finished)
+
+
+def _not_finite(error: NonFiniteLossError) -> Incident:
+    """A loss that is not finite comes back in each replay: it ends the run."""
+    loss = Loss(f"block{error.block}", "not finite", "", 0, str(error))
+    return Incident(0, time.time(), error.step, [loss], ended=True)
 
 
 def _check_finite(event: SnapshotTaken) -> None:

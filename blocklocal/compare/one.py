@@ -28,6 +28,7 @@ from learning.agreement import agreement
 from learning.errors import UserError
 from learning.sequential import SequentialEngine
 from orchestrator.events import Metrics
+from orchestrator.incidents import Incident
 from orchestrator.storage import CheckpointSettings
 from orchestrator.version import code_version, processor
 
@@ -64,6 +65,9 @@ class Curve:
 
     def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
         self.rows[-1] |= _flat(split, metrics)
+
+    def recovered(self, incident: Incident) -> None:
+        """Recovery changes no result."""
 
     def worked(self, actor: str, spans: Sequence[Span]) -> None:
         """Times are not compared."""

@@ -27,6 +27,7 @@ class Wire:
 
     def __init__(self, mailbox: Mailbox | None = None, blocks: int = 0) -> None:
         self.mailbox, self.keys, self.blocked_ns = mailbox, list[Key](), 0
+        self.is_blocked = False
         self._blocks = blocks
 
     def send(self, key: Key, message: Message) -> int:
@@ -35,6 +36,9 @@ class Wire:
         if self.mailbox is not None:
             self.mailbox.put(key, message)
         return sum(t.nbytes for t in message.values())
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 class Pair:

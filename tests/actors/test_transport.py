@@ -32,7 +32,8 @@ def receiver(ray_cluster: None) -> Iterator[Any]:
 
     class Receiver(_Shell):
         def __init__(self) -> None:
-            super().__init__(Idle(Mailbox(), 1), torch.device("cpu"))
+            super().__init__()
+            self._renew(1, Idle(Mailbox(), 1))
 
         def take(self, key: Key) -> tuple[float, tuple[int, ...]]:
             x = self._executor.mailbox.take(key)["x"]
@@ -77,7 +78,7 @@ def blocked(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 @pytest.mark.parametrize("window", [None, 4])
 def test_messages_are_found_by_key_in_any_order(receiver: Any, window: int | None) -> None:
-    channel = ObjectStoreChannel(receiver, window)
+    channel = ObjectStoreChannel(receiver, window, 1)
     keys = [Key("g", step, shard, origin=2) for step in range(2) for shard in range(2)]
     for value, key in enumerate(keys):
         assert channel.send(key, message(value)) == 12
@@ -89,7 +90,7 @@ def test_messages_are_found_by_key_in_any_order(receiver: Any, window: int | Non
 def test_full_window_holds_the_sender_back_until_a_message_is_taken(
     receiver: Any, blocked: threading.Event
 ) -> None:
-    channel, sent = ObjectStoreChannel(receiver, 2), []
+    channel, sent = ObjectStoreChannel(receiver, 2, 1), []
 
     def send() -> None:
         for step in range(4):
@@ -113,7 +114,7 @@ def test_full_window_holds_the_sender_back_until_a_message_is_taken(
 
 
 def test_channel_without_a_window_never_holds_back(receiver: Any, blocked: threading.Event) -> None:
-    channel = ObjectStoreChannel(receiver, None)
+    channel = ObjectStoreChannel(receiver, None, 1)
     for step in range(20):
         channel.send(Key("readout", step), message(step))
     assert not blocked.is_set() and channel.blocked_ns == 0
@@ -127,7 +128,7 @@ def test_large_arrays_arrive_as_views_of_shared_memory(receiver: Any) -> None:
     array = torch.ones(LARGE).numpy()
     owns, writeable, same = ray.get(receiver.look.remote({"x": array}), timeout=60)
     assert (owns, writeable, same) == (False, False, True)
-    channel = ObjectStoreChannel(receiver, 1)
+    channel = ObjectStoreChannel(receiver, 1, 1)
     assert channel.send(Key("x", 0), message(2.0, LARGE)) == 4 * LARGE
     assert ray.get(receiver.take.remote(Key("x", 0)), timeout=60) == (2.0 * LARGE, (LARGE,))
 
@@ -143,7 +144,7 @@ def test_memory_of_a_message_is_given_back_when_it_is_taken(receiver: Any) -> No
 
     whole = ray.cluster_resources()["object_store_memory"]
     assert eventually(lambda: whole - free() < 4 * LARGE)
-    channel, key = ObjectStoreChannel(receiver, 1), Key("x", 7)
+    channel, key = ObjectStoreChannel(receiver, 1, 1), Key("x", 7)
     channel.send(key, message(1.0, LARGE))
     assert eventually(lambda: whole - free() >= 4 * LARGE)
     ray.get(receiver.take.remote(key), timeout=60)
@@ -162,7 +163,8 @@ def test_a_sender_to_a_receiver_whose_run_ends_stops_too(ray_cluster: None) -> N
 
     class Receiver(_Shell):
         def __init__(self) -> None:
-            super().__init__(Waiting(Mailbox(), 1), torch.device("cpu"))
+            super().__init__()
+            self._renew(1, Waiting(Mailbox(), 1))
 
     class Sending(Executor):
         def execute(self, op: Operation) -> None:
@@ -172,7 +174,7 @@ def test_a_sender_to_a_receiver_whose_run_ends_stops_too(ray_cluster: None) -> N
     chunk = [Operation(Kind.BATCH, step) for step in range(5)]
     receivers_report = actor.run.remote(chunk)
     sender = Sending(Mailbox(), 1)
-    sender.channels = {"block2": ObjectStoreChannel(actor, window=2)}
+    sender.channels = {"block2": ObjectStoreChannel(actor, 2, 1)}
     stop = actor.stop.remote()
     ray.get(stop)
     report = sender.run(chunk)

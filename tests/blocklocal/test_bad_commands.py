@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blocklocal import cli
-from orchestrator.engine import ActorLostError
+from orchestrator.losses import ActorLostError
 from tests.blocklocal.helpers import SMALL, listing, refused
 
 Capture = pytest.CaptureFixture[str]

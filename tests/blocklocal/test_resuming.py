@@ -57,6 +57,8 @@ class _Stop:
 
     def worked(self, actor: str, spans: object) -> None: ...
 
+    def recovered(self, incident: object) -> None: ...
+
 
 @pytest.fixture
 def stopped(tmp_path: Path) -> Path:

@@ -86,6 +86,8 @@ class _Stop:
 
     def worked(self, actor: str, spans: object) -> None: ...
 
+    def recovered(self, incident: object) -> None: ...
+
 
 def test_fit_trains_on_tokens_and_goes_on_with_the_same_bits(here: Path) -> None:
     dataset = load_dataset(ReversalSettings(length=4, symbols=3, rows=80))

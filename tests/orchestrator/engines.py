@@ -29,11 +29,13 @@ from learning.settings import (
     UpdateSettings,
 )
 from learning.units import Unit, units_of
-from orchestrator.engine import RayEngine, SourcePlace, Transport
-from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
+from orchestrator.chain import SourcePlace, Transport
+from orchestrator.engine import RayEngine
+from orchestrator.events import Evaluated, Event, Recovered, SnapshotTaken, StepDone, Worked
 from orchestrator.inline import InlineEngine
 from orchestrator.plan import BlocksSettings, Plan, make_plan
 from orchestrator.program import Calendar
+from orchestrator.recovery import RecoverySettings
 
 CPUS = 4  # of the fixture `ray_cluster`
 STEPS = 50
@@ -43,7 +45,7 @@ CALENDAR = Calendar(
     {"validation": 2, "test": 3},
 )
 EVALUATION_BATCH = 8
-Told = StepDone | Evaluated | SnapshotTaken
+Told = StepDone | Evaluated | SnapshotTaken | Recovered
 BATCH = 16
 
 torch.set_num_threads(1)
@@ -112,6 +114,7 @@ def start_ray(
     window: int = 2,
     transport: Transport = "object_store",
     source: SourcePlace = "block1",
+    recovery: RecoverySettings | None = None,
 ) -> RayEngine:
     """A Ray engine for a case."""
     program, plan, blocks = case.build()
@@ -126,6 +129,7 @@ def start_ray(
         window=window,
         transport=transport,
         source=source,
+        recovery=recovery,
     )
 
 
@@ -173,6 +177,7 @@ def differences(left: Sequence[Told], right: Sequence[Told]) -> list[str]:
     """Where two runs differ in any bit: event, learner and tensor."""
     found = [] if len(left) == len(right) else [f"{len(left)} and {len(right)} events"]
     for a, b in zip(left, right, strict=False):
+        assert not isinstance(a, Recovered) and not isinstance(b, Recovered)
         name = f"{type(a).__name__} {a.step}"
         if not (isinstance(a, SnapshotTaken) and isinstance(b, SnapshotTaken)):
             found += [] if a == b else [f"{name}: {a} and {b}"]
@@ -203,7 +208,7 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 def handles(engine: RayEngine) -> dict[str, Any]:
     """The actors of an engine by name."""
-    return {actor.name: actor.handle for actor in engine._actors}
+    return {actor.name: actor.handle for actor in engine._chain.actors}
 
 
 def is_dead(handle: Any) -> bool:

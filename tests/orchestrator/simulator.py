@@ -79,7 +79,7 @@ class Box(Mailbox):
 class Pipe:
     """A channel into another actor's mailbox, with the window of `ObjectStoreChannel`."""
 
-    blocked_ns = 0
+    blocked_ns, is_blocked = 0, False
 
     def __init__(self, receiver: Box, window: int | None) -> None:
         self.receiver, self.window = receiver, window
@@ -88,6 +88,9 @@ class Pipe:
         self.done: set[Key] = set()
         self._under_way: deque[Key] = deque()
         self._here: set[Key] = set()
+
+    def close(self) -> None:
+        raise AssertionError("a program does not close its channels")
 
     def send(self, key: Key, message: Message) -> int:
         if key in self.done:

@@ -50,7 +50,8 @@ from learning.settings import (
     SGDSettings,
     UpdateSettings,
 )
-from orchestrator.engine import RayEngine, Transport
+from orchestrator.chain import Transport
+from orchestrator.engine import RayEngine
 from orchestrator.events import Evaluated, SnapshotTaken, StepDone
 from tests.orchestrator.engines import (
     CALENDAR,

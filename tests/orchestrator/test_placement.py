@@ -169,7 +169,7 @@ def test_every_actor_is_a_process_of_its_own_in_the_bundle_of_its_block() -> Non
     with ray_engine(case, source="actor") as engine:
         actors = handles(engine)
         found = {n: ray.get(a.__ray_call__.remote(where)) for n, a in actors.items()}
-        groups = {k: g.id.hex() for k, g in engine._placement._groups.items()}
+        groups = {k: g.id.hex() for k, g in engine._chain._placement._groups.items()}
     assert sorted(found) == ["block1", "block2", "feedback1", "source"]
     assert len({pid for pid, _, _ in found.values()} | {os.getpid()}) == 5
     assert {name: group for name, (_, group, _) in found.items()} == {

@@ -15,7 +15,16 @@ from torch import Tensor
 from actors.operations import Span
 from learning.data import AugmentSettings, Batches, arrays_dataset
 from learning.errors import NonFiniteLossError, UserError
-from orchestrator.events import Evaluated, Event, Metrics, SnapshotTaken, StepDone, Worked
+from orchestrator.events import (
+    Evaluated,
+    Event,
+    Metrics,
+    Restore,
+    SnapshotTaken,
+    StepDone,
+    Worked,
+)
+from orchestrator.incidents import Incident
 from orchestrator.program import Calendar
 from orchestrator.rundir import RunDirectory
 from orchestrator.trainer import Observer, Schedule, Trainer
@@ -46,7 +55,9 @@ class Scripted:
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
         raise AssertionError("the trainer loads nothing")
 
-    def train(self, steps: range, calendar: Calendar) -> Iterator[Event]:
+    def train(
+        self, steps: range, calendar: Calendar, restore: Restore | None = None
+    ) -> Iterator[Event]:
         yield from self.events
         if self.error is not None:
             raise self.error
@@ -66,6 +77,9 @@ class Recorder:
 
     def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
         self.heard.append(("evaluated", step, split, metrics))
+
+    def recovered(self, incident: Incident) -> None:
+        self.heard.append(("recovered", incident.number))
 
     def worked(self, actor: str, spans: Sequence[Span]) -> None:
         self.heard.append(("worked", actor, list(spans)))

@@ -1,0 +1,150 @@
+"""Whoever is lost, and when: a run ends with the bits of one without loss."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from actors.operations import Kind
+from learning.learners.feedback import FeedbackSettings
+from learning.rules import BLL, Backprop, Local
+from learning.settings import AdamWSettings
+from orchestrator.chain import Transport
+from orchestrator.losses import ActorLostError
+from orchestrator.recovery import RecoverySettings
+from tests.orchestrator.engines import (
+    CALENDAR,
+    CPUS,
+    STEPS,
+    Case,
+    Told,
+    differences,
+    free_cpus,
+    inline_engine,
+    is_dead,
+    start_ray,
+    told,
+)
+from tests.orchestrator.incidents import Fault, Keeper, run_with
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(180)]
+
+CASES = {
+    "backprop": Case(Backprop(order="1f1b"), shards=2),
+    "local": Case(Local()),
+    "bll": Case(BLL(feedback=FeedbackSettings(delay="auto")), optimizer=AdamWSettings(lr=0.003)),
+}
+U, F = Kind.UPDATE, Kind.FORWARD
+FAULTS: dict[str, tuple[str, Transport, list[Fault]]] = {
+    # name: case, transport, faults; snapshots come after the steps 24 and 49
+    "first block, before any snapshot": ("local", "direct", [Fault("SIGKILL", "block1", (F, 5))]),
+    "middle block": ("backprop", "direct", [Fault("SIGKILL", "block2", (U, 30))]),
+    "last block": ("bll", "object_store", [Fault("SIGKILL", "block3", (F, 40))]),
+    "feedback module": ("bll", "direct", [Fault("SIGKILL", "feedback1", (Kind.TABLE, 30))]),
+    "source": ("local", "object_store", [Fault("SIGKILL", "source", (Kind.BATCH, 30))]),
+    "two at once": (
+        "backprop",
+        "object_store",
+        [Fault("SIGKILL", "block1", (U, 30)), Fault("SIGKILL", "block3", (U, 30))],
+    ),
+    "during a snapshot": ("bll", "direct", [Fault("SIGKILL", "block2", (Kind.SNAPSHOT, 24))]),
+    "during recovery": (
+        "local",
+        "direct",
+        [Fault("SIGKILL", "block1", (U, 30)), Fault("SIGKILL", "block2", None)],
+    ),
+    "a hang": ("local", "direct", [Fault("SIGSTOP", "block2", (U, 30))]),
+}
+
+
+@pytest.fixture(autouse=True)
+def _a_step_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a snapshot has reached the driver three steps later."""
+    monkeypatch.setattr("orchestrator.stream.CHUNK_SECONDS", 0.0)
+
+
+@functools.cache
+def undisturbed(name: str) -> list[Told]:
+    with inline_engine(CASES[name]) as engine:
+        return told(engine.train(range(STEPS), CALENDAR))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_run_with_a_loss_ends_with_the_bits_of_one_without(name: str) -> None:
+    case, transport, faults = FAULTS[name]
+    source = "actor" if name == "source" else "block1"
+    settings = RecoverySettings(hang=1.0)
+    engine = start_ray(CASES[case], 2, transport, source, settings)
+    try:
+        events, incidents = run_with(engine, faults)
+    finally:
+        engine.close()
+    assert differences(events, undisturbed(case)) == []
+    assert free_cpus() == CPUS
+    (incident,) = incidents
+    assert {loss.name for loss in incident.losses} == {fault.target for fault in faults}
+    kinds = {"SIGKILL": "actor", "SIGSTOP": "hang"}
+    assert {loss.name: loss.kind for loss in incident.losses} == {
+        fault.target: kinds[fault.kind] for fault in faults
+    }
+    at = min(fault.at[1] for fault in faults if fault.at)
+    assert incident.resumed == (25 if at > 24 else 0)
+    assert at - 2 <= incident.step <= at  # two chunks are under way
+    assert incident.steps_lost == incident.step - incident.resumed
+    phases = ["noticing", "ending", "starting", "restoring", "replaying"]
+    assert list(incident.seconds) == phases
+    assert all(loss.process > 0 and loss.node for loss in incident.losses)
+
+
+def test_two_incidents_after_one_another() -> None:
+    faults = [Fault("SIGKILL", "block1", (U, 10)), Fault("SIGKILL", "block2", (U, 10))]
+    engine = start_ray(CASES["local"], 2, "direct")
+    chain, renew = engine._chain, engine._chain.renew
+
+    def renewed() -> None:
+        renew()
+        if chain.incarnation == 2:
+            faults[1].plant(chain.actors[1])
+
+    chain.renew = renewed  # type: ignore[method-assign]
+    try:
+        events, incidents = run_with(engine, faults[:1])
+    finally:
+        engine.close()
+    assert differences(events, undisturbed("local")) == []
+    assert [[loss.name for loss in i.losses] for i in incidents] == [["block1"], ["block2"]]
+    assert [incident.number for incident in incidents] == [1, 2]
+    assert chain.incarnation == 3
+
+
+def test_more_incidents_than_allowed_end_the_run_and_free_the_cluster() -> None:
+    engine = start_ray(CASES["local"], 2, "direct", recovery=RecoverySettings(max_failures=0))
+    actors = engine._chain.actors
+    Fault("SIGKILL", "block2", (U, 30)).plant(actors[1])
+    keeper, seen = Keeper(), []
+    try:
+        with pytest.raises(ActorLostError, match="block2 was lost: .*max_failures = 0"):
+            for event in engine.train(range(STEPS), CALENDAR, keeper.restore):
+                keeper.keep(event)
+                seen.append(event)
+    finally:
+        handles = [actor.handle for actor in actors if actor.handle is not None]
+        engine.close()
+    assert len(handles) == 2 and all(is_dead(handle) for handle in handles)
+    assert free_cpus() == CPUS
+    assert keeper.asked == []
+
+
+@pytest.mark.parametrize("way", ["off", "nothing kept"])
+def test_a_loss_ends_the_run_where_there_is_no_way_back(way: str) -> None:
+    settings = RecoverySettings(mode="off" if way == "off" else "exact")
+    engine = start_ray(CASES["local"], 2, "object_store", recovery=settings)
+    Fault("SIGKILL", "block2", (U, 3)).plant(engine._chain.actors[1])
+    restore = Keeper().restore if way == "off" else None
+    try:
+        with pytest.raises(ActorLostError, match="^block2 was lost: "):
+            list(engine.train(range(STEPS), CALENDAR, restore))
+    finally:
+        engine.close()
+    assert free_cpus() == CPUS
