@@ -94,8 +94,8 @@ def page(record: Mapping[str, Any]) -> str:
         "",
         *_targets(cases),
         "",
-        "The ceiling and all peers have their batches in memory; our engine makes its own in an "
-        "actor and sends them. The ceiling's block-step is the time of a step without messages.",
+        "The ceiling and all peers have their batches in memory; our engine makes its own in "
+        "block 1. The ceiling's block-step is the time of a step without messages.",
         "",
         "## By grain and size of a message",
         "",

@@ -14,7 +14,7 @@ from ray.util import placement_group_table
 from learning.errors import UserError
 from learning.learners.feedback import FeedbackSettings
 from learning.rules import BLL
-from orchestrator import engine as engine_module
+from orchestrator.chain import Chain
 from orchestrator.placement import Placement, ResourceSettings, check_fit, even_cpus, free_resources
 from orchestrator.plan import BlockPlan, Plan
 from tests.orchestrator.engines import (
@@ -147,10 +147,10 @@ def test_placement_reserves_its_bundles_and_gives_them_back() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_plan_that_does_not_fit_starts_no_actor(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**arguments: int) -> None:
+    def refuse(chain: Chain) -> None:
         raise AssertionError("an actor was about to start")
 
-    monkeypatch.setattr(engine_module, "actor_classes", refuse)
+    monkeypatch.setattr(Chain, "renew", refuse)
     with pytest.raises(UserError, match="3 blocks need 4.5 CPUs"):
         start_ray(Case(cpus=1.5))
     assert free_cpus() == CPUS
