@@ -145,6 +145,57 @@ def _check_combinations(program: Program) -> None:
         )
 
 
+def check_lanes(program: Program, lanes: int) -> None:
+    """Check that up to `lanes` lanes can share the shards of a step and change no bit.
+
+    Rules whose losses, credits and updates are sums over shards can: what travels between steps,
+    such as tables and weights, is then the same in every lane.
+
+    Args:
+        program: which `check_program` has passed.
+        lanes: the most that there may be at once (`lanes.max`).
+
+    Raises:
+        UserError: for what a lane would know and the others would not, or too few shards.
+    """
+    rule, settings, asked = program.rule, program.settings, f"lanes.max = {lanes}"
+    if lanes == 1:
+        return
+    if settings.update.fused:
+        reason = (
+            "lanes add up their gradients before the update, but update.fused = true steps a "
+            "parameter at the first: use update.fused = false or lanes.max = 1"
+        )
+    elif rule.batch_coupled:
+        reason = (
+            "lanes see a part of the batch each, but this rule's loss compares all samples of a "
+            "batch: use lanes.max = 1 or another rule.kind"
+        )
+    elif any(rule.credit.delay(k, program.blocks) for k in range(1, program.blocks + 1)):
+        reason = (
+            "lanes may come and go between steps, but under this rule a lane keeps its shards "
+            "until gradients come in a later step: use lanes.max = 1 or another rule.kind"
+        )
+    elif rule.slots:
+        reason = (
+            f"lanes would each draw from inputs that they kept themselves, but rule.buffer = "
+            f"{rule.slots} is of the whole run: use lanes.max = 1 or rule.kind = local"
+        )
+    elif settings.precision.compile == "cuda-graphs":
+        reason = (
+            "lanes share several shards, but precision.compile = cuda-graphs has memory for one: "
+            "use precision.compile = inductor or none, or lanes.max = 1"
+        )
+    elif lanes > settings.shards:
+        reason = (
+            f"lanes share the training.shards = {settings.shards} of a step, so some would have "
+            f"none: use training.shards = {lanes} or more, or lanes.max = {settings.shards}"
+        )
+    else:
+        return
+    raise UserError(f"{asked}: {reason}")
+
+
 def _check_subspace(program: Program) -> None:
     """What travels must be the residual stream, or a gradient that matters in the subspace only."""
     rule = program.rule

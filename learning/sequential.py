@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learning.build import Program, build_block, build_feedback
 from learning.learners.block import BlockLearner
-from learning.learners.feedback import table_step
+from learning.learners.feedback import FeedbackLearner, table_step
 from learning.messages import Key, Message, Post, block_name, feedback_name
 from learning.units import Unit
 
@@ -39,16 +39,19 @@ class SequentialEngine:
 
     def train_step(self, step: int, shard_of: ShardOf) -> Metrics:
         """One optimizer update of every block from one global batch."""
-        self._tell(step)
+        self.tell(step)
         for shard in range(self.program.settings.shards):
-            x, y = shard_of(step, shard)
-            self._post([Post(block_name(1), Key("x", step, shard), {"x": x, "y": y})])
-            self._forward(step, shard)
-            self._backward(step, shard)
-        metrics = {block_name(b.index): b.update(step) for b in self.blocks}
-        return metrics | {feedback_name(k): f.update(step) for k, f in self.feedback.items()}
+            self.forward(step, shard, *shard_of(step, shard))
+            self.backward(step, shard)
+        return {name: learner.update(step) for name, learner in self.learners.items()}
 
-    def _tell(self, step: int) -> None:
+    @property
+    def learners(self) -> dict[str, BlockLearner | FeedbackLearner]:
+        """All learners by name."""
+        blocks = {block_name(b.index): b for b in self.blocks}
+        return {**blocks, **{feedback_name(k): f for k, f in self.feedback.items()}}
+
+    def tell(self, step: int) -> None:
         """What blocks are told before a step: tables of labels, weights of other blocks."""
         for k in sorted(self.feedback, reverse=True):
             top = k == self.program.feedback_modules or not self.program.feedback_chain
@@ -71,12 +74,15 @@ class SequentialEngine:
                 key = Key("weights", read, 0, reading.publisher)
                 block.read(self._take(block_name(block.index), key))
 
-    def _forward(self, step: int, shard: int) -> None:
+    def forward(self, step: int, shard: int, x: Tensor, y: Tensor) -> None:
+        """Run a shard, inputs (b, ...) and labels (b, ...), forward through all blocks."""
+        self._post([Post(block_name(1), Key("x", step, shard), {"x": x, "y": y})])
         for block in self.blocks:
             message = self._take(block_name(block.index), Key("x", step, shard))
             self._post(block.forward(step, shard, message, self._table(block, step)))
 
-    def _backward(self, step: int, shard: int) -> None:
+    def backward(self, step: int, shard: int) -> None:
+        """Let the losses of a shard reach the blocks and feedback modules."""
         hop = self.program.rule.credit.at(step)
         for block in reversed(self.blocks):
             k, old = block.index, step - block.delay
@@ -118,16 +124,11 @@ class SequentialEngine:
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The state of every learner by name, as checkpoints hold it."""
-        state = {block_name(b.index): b.state_dict() for b in self.blocks}
-        return state | {feedback_name(k): f.state_dict() for k, f in self.feedback.items()}
+        return {name: learner.state_dict() for name, learner in self.learners.items()}
 
     def load_state_dict(self, state: Mapping[str, dict[str, Tensor]], step: int) -> None:
         """Load a state taken after step `step - 1`; training goes on at `step`."""
         self._mail.clear()
-        learners = {block_name(b.index): b for b in self.blocks}
-        for name, learner in {
-            **learners,
-            **{feedback_name(k): f for k, f in self.feedback.items()},
-        }.items():
+        for name, learner in self.learners.items():
             learner.load_state_dict(state[name])
             self._post(learner.in_flight.from_step(step))

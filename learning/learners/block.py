@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learning.errors import NonFiniteLossError, UserError
-from learning.learners.base import Tally
+from learning.learners.base import ShardTallies, Tally
 from learning.learners.body import Body
 from learning.messages import Key, Message, Post
 from learning.objectives.base import Assessment, Told
@@ -50,13 +51,15 @@ class BlockLearner(Body):
     A shard's graph lives from `forward` until the last gradient that reaches the block went through
     it; all of them use the weights of the forward pass, because `update` comes after the last.
     Gradients in messages are of the per-sample sum of a loss; `update` divides by the batch.
+    Where lanes share a step's shards, each has a learner of the block, which does its own shards
+    only: `update` then takes the `partial` of every lane, and ends in the same state in all.
     Subclasses change what a shard keeps, for delayed, replayed and second-order learning.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._pending: dict[tuple[int, int], Pending] = {}
-        self._training = Tally()
+        self._training = ShardTallies()
         self._evaluation: dict[str, Tally] = defaultdict(Tally)
 
     @property
@@ -100,7 +103,7 @@ class BlockLearner(Body):
                 f"with another block: pass inplace=False in unit {self.units[0].name!r}"
             )
             try:
-                with self.updater.recording() as moments:
+                with self.updater.recording() as moments, self._counted(shard):
                     h, parameters = self._run(step, x)
             except RuntimeError as error:
                 if x.requires_grad and "leaf Variable that requires grad" in str(error):
@@ -162,14 +165,40 @@ class BlockLearner(Body):
             gradient = self.receptor(gradient)
         return self._through(step, shard, origin, gradient)
 
-    def update(self, step: int) -> dict[str, float]:
-        """Update the block and its auxiliary network; returns this step's loss and accuracy."""
-        metrics = self._training.means() if self._training.samples else {}
-        self._training = Tally()
+    def partial(self) -> Message:
+        """What this lane's shards of the step come to, when the last of them is done.
+
+        Sums of gradients and buffers over parts of the tree of shards, and each shard's tally. The
+        tensors are only lent.
+        """
+        return {
+            **self.updater.partial(),
+            **self.buffers.partial(),
+            **self.auxiliary_buffers.partial(),
+            **self._training.partial(),
+        }
+
+    def update(self, step: int, partials: Sequence[Message] | None = None) -> dict[str, float]:
+        """Update the block and its auxiliary network; returns this step's loss and accuracy.
+
+        Args:
+            step: whose shards are done.
+            partials: of all lanes, this one among them, in any order; None where there is one lane.
+        """
+        tallies = self._training if partials is None else ShardTallies.merged(partials)
+        metrics = tallies.means()
+        self._training = ShardTallies()
         self.in_flight.keep((), step)  # lets go of what was taken by now
-        if self.updater.step(step):
+        self.buffers.update(partials)
+        self.auxiliary_buffers.update(partials)
+        if self.updater.step(step, partials):
             self._constrain()
         return metrics
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self._pending.clear()
+        self._training = ShardTallies()
 
     @torch.no_grad()
     def infer(self, split: str, message: Message, feedback: Message | None = None) -> Message:
@@ -197,6 +226,10 @@ class BlockLearner(Body):
         """What the block learns from at `step`; a subclass may take another message's place."""
         return message
 
+    def _counted(self, shard: int) -> contextlib.AbstractContextManager[None]:
+        """A context for the pass in which a shard enters the block's buffers."""
+        return self.buffers.shard(shard)
+
     def _differentiates_input(self, message: Message) -> bool:
         """Whether the block's own loss is differentiated with respect to its input."""
         return False
@@ -213,11 +246,16 @@ class BlockLearner(Body):
         self, step: int, shard: int, h: Tensor, pending: Pending, feedback: Message | None
     ) -> Assessment:
         assert self.objective is not None
-        with self._seeded("assess", step, shard), self.numerics.autocast():
+        with (
+            self._seeded("assess", step, shard),
+            self.numerics.autocast(),
+            self.auxiliary_buffers.shard(shard),
+        ):
             assessment = self.objective(h, self._told(pending.message, feedback))
         if not torch.isfinite(assessment.loss):
             raise NonFiniteLossError(self.index, step, assessment.loss.item())
-        self._training.add(assessment.loss, assessment.scores, pending.message["y"])
+        tally = self._training.of(shard)
+        tally.add(assessment.loss, assessment.scores, pending.message["y"])
         return assessment
 
     def _through(self, step: int, shard: int, origin: int, gradient: Tensor) -> list[Post]:
@@ -262,7 +300,7 @@ class BlockLearner(Body):
 
     def _release(self, step: int, shard: int) -> None:
         """The last gradient of a shard has come."""
-        self.updater.end_shard(self._pending.pop((step, shard)).moments)
+        self.updater.end_shard(shard, self._pending.pop((step, shard)).moments)
 
     def _told(self, message: Message, feedback: Message | None) -> Told:
         image = self.outbox.input_image(message)

@@ -15,6 +15,7 @@ from learning.learners.publishing import Publication, Reading
 from learning.messages import InFlight, Message
 from learning.numerics import Numerics, seeded
 from learning.objectives.base import Objective
+from learning.policies.buffers import ShardBuffers
 from learning.policies.choice import make_updater
 from learning.policies.codecs import Codec
 from learning.policies.compiled import make_runner
@@ -72,7 +73,11 @@ class Body:
             index=self.index,
             steps=self.settings.steps,
             batch=self.settings.batch,
+            shards=self.settings.shards,
         )
+        shards = self.settings.shards
+        self.buffers = ShardBuffers("buffers", self.chain, shards)
+        self.auxiliary_buffers = ShardBuffers("auxiliary", self.objective, shards)
         self.delay = self.credit.delay(self.index, self.last)
         self.outbox = Outbox(
             self.index, self.last, self.credit, self.codec, self.image, self.publications
@@ -101,7 +106,9 @@ class Body:
         return state | {f"sent.{n}": t for n, t in self.in_flight.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load what `state_dict` returned (tensors are copied)."""
+        """Load what `state_dict` returned (tensors are copied); an unfinished step is forgotten."""
+        self.buffers.clear()
+        self.auxiliary_buffers.clear()
         parts = partition_state(state)
         self.chain.load_original_state(parts["model"])
         if self.objective is not None:

@@ -6,6 +6,7 @@ Features replay: Huo, Gu & Huang 2018, NeurIPS.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -47,6 +48,9 @@ class DelayedBlock(BlockLearner):
         stashed = self._stashed[step]
         tensors = aside | dict(zip(self._names, stashed, strict=True))
         return functional_call(self.chain, tensors, x), stashed
+
+    def _counted(self, shard: int) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._again else super()._counted(shard)
 
     def _send_along(self, step: int, shard: int, pending: Pending) -> Message:
         if self.stash == "inputs":
@@ -126,7 +130,6 @@ class DelayedBlock(BlockLearner):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
         parts = partition_state(state)
-        self._pending.clear()
         self._stashed.clear()
         originals = [self.chain.original_name(name) for name in self._names]
         for step in {int(full_name.split(".", 1)[0]) for full_name in parts["stashed"]}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -108,9 +109,10 @@ class FeedbackLearner:
             index=self.index,
             steps=self.settings.steps,
             batch=self.settings.batch,
+            shards=self.settings.shards,
         )
         self._raw: Tensor | None = None
-        self._loss: Tensor | float = 0.0
+        self._losses: dict[int, Tensor] = {}  # by shard
         self.in_flight = InFlight()
 
     def forward(self, step: int, upstream: Message | None) -> list[Post]:
@@ -150,19 +152,34 @@ class FeedbackLearner:
         gradients = torch.autograd.grad(
             loss,
             self.updater.parameters,
-            retain_graph=shard + 1 < self.settings.shards,
+            retain_graph=self.settings.shards > 1,
             allow_unused=True,  # not every loss reads the label bias
         )
         self.updater.add(gradients)
-        self.updater.end_shard()
-        self._loss = self._loss + loss.detach()
+        self.updater.end_shard(shard)
+        self._losses[shard] = loss.detach()
 
-    def update(self, step: int) -> dict[str, float]:
-        """Update the module; returns the loss on this step's readouts."""
-        loss = float(self._loss) / self.settings.batch
-        self._raw, self._loss = None, 0.0
-        self.updater.step(step)
-        return {"loss": loss}
+    def partial(self) -> Message:
+        """What the readouts of this lane's shards come to; the tensors are only lent."""
+        losses = {f"loss.{shard}": loss for shard, loss in self._losses.items()}
+        return {**self.updater.partial(), **losses}
+
+    def update(self, step: int, partials: Sequence[Message] | None = None) -> dict[str, float]:
+        """Update the module; returns the loss on this step's readouts.
+
+        Args:
+            step: whose readouts were received.
+            partials: of all lanes, this one among them, in any order; None where there is one lane.
+        """
+        losses = self._losses
+        if partials is not None:
+            named = {n: t for partial in partials for n, t in partial.items()}
+            shards = range(self.settings.shards)
+            losses = {s: named[f"loss.{s}"].to(self.device) for s in shards}
+        total = sum((losses[shard] for shard in sorted(losses)), 0.0)
+        self._raw, self._losses = None, {}
+        self.updater.step(step, partials)
+        return {"loss": float(total) / self.settings.batch}
 
     def state_dict(self) -> dict[str, Tensor]:
         """`feedback.*`, `optimizer.*`, and the tables under way as `sent.*`."""
@@ -171,7 +188,8 @@ class FeedbackLearner:
         return state | {f"sent.{n}": t for n, t in self.in_flight.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load what `state_dict` returned (tensors are copied)."""
+        """Load what `state_dict` returned (tensors are copied); an unfinished step is forgotten."""
+        self._raw, self._losses = None, {}
         parts = partition_state(state)
         self.module.load_state_dict(parts["feedback"])
         self.updater.load_state_dict(parts["optimizer"])

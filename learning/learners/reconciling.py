@@ -41,6 +41,10 @@ class ReconcilingBlock(BlockLearner):
         self.reconcile = self.credit
         self._formed: dict[tuple[int, int], _Formed] = {}
 
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self._formed.clear()
+
     def _differentiates_input(self, message: Message) -> bool:
         return "d" in message
 

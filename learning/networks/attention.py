@@ -21,6 +21,7 @@ _BASE = 10_000.0
 class Rotary(nn.Module):
     """Rotary positions (Su et al. 2021): scores depend on where two tokens are to each other."""
 
+    fixed_buffers = ("cos", "sin")
     cos: Tensor
     sin: Tensor
 

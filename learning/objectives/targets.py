@@ -19,6 +19,7 @@ class TargetProjection(Objective):
     of the directions, <mean position of h, B[c]>.
     """
 
+    fixed_buffers = ("directions",)
     directions: Tensor
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:

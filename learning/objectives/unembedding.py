@@ -25,6 +25,8 @@ class UnembeddedClassifier(Objective):
     tokens are averaged before W.
     """
 
+    fixed_buffers = ("unembedding",)  # changed by `take` only
+
     def __init__(
         self,
         blocks: nn.Module,

@@ -84,6 +84,7 @@ def make_updater(
     index: int,
     steps: int,
     batch: int,
+    shards: int,
 ) -> Updater:
     """Build the updater of a block.
 
@@ -96,13 +97,21 @@ def make_updater(
         index: number of the block, for the learning rate.
         steps: of the run, for the schedule.
         batch: samples of a step, over all shards.
+        shards: microbatches of a step.
     """
     kind = FusedUpdater if update.fused else Updater
     proximal = None
     if update.proximal is not None:
         proximal = ProximalPreconditioner(module, update.proximal)
     return kind(
-        parameters, optimizer, schedule, index=index, steps=steps, batch=batch, proximal=proximal
+        parameters,
+        optimizer,
+        schedule,
+        index=index,
+        steps=steps,
+        batch=batch,
+        shards=shards,
+        proximal=proximal,
     )
 
 

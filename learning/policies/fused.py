@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from learning.messages import Message
 from learning.numerics import backward
-from learning.policies.update import Gradients, Updater
+from learning.policies.tree import Gradients
+from learning.policies.update import Updater
 
 
 class FusedUpdater(Updater):
@@ -86,11 +88,15 @@ class FusedUpdater(Updater):
     def add(self, gradients: Sequence[Tensor | None], start: int = 0, weight: float = 1.0) -> None:
         assert all(g is None for g in gradients), "a fused update takes gradients by `backward`"
 
-    def end_shard(self, moments: Sequence[Tensor | None] | None = None) -> None:
+    def end_shard(self, shard: int = 0, moments: Sequence[Tensor | None] | None = None) -> None:
         """Nothing is left to add up."""
 
-    def step(self, step: int) -> bool:
+    def partial(self) -> Message:
+        raise AssertionError("a fused update is over before lanes could share it")
+
+    def step(self, step: int, partials: Sequence[Message] | None = None) -> bool:
         """Nothing is left to do: `backward` updated each parameter."""
+        assert partials is None
         updated, self._updated = self._updated, False
         return updated
 

@@ -76,6 +76,7 @@ class FixedEmbedding(nn.Module):
         rank: of the subspace that the rest of the stream stays in.
     """
 
+    fixed_buffers = ("table",)
     table: Tensor
 
     def __init__(self, width: int, rank: int, vocabulary: int) -> None:

@@ -9,50 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from learning.errors import UserError
+from learning.messages import Message
 from learning.numerics import backward
 from learning.policies.optimizers import SGD, AdamW
 from learning.policies.proximal import ProximalPreconditioner
 from learning.policies.schedules import learning_rate_factor
+from learning.policies.tree import Gradients, GradientTree, from_message, to_message
 from learning.settings import (
     AdamWSettings,
     OptimizerSettings,
     ScheduleSettings,
 )
 
-Gradients = list[Tensor | None]
 Observer = Callable[[dict[str, Tensor]], None]
 """Sees the gradients that the optimizer gets, by parameter name: means over the global batch, with
 the weights of their losses, preconditioned, before clipping. They are only lent: the update changes
 them in place."""
-
-
-class GradientTree:
-    """Adds shard gradients pairwise, in a tree that depends on the number of shards alone.
-
-    The sum must not depend on who computed which shard, and floating-point addition is not
-    associative: equal-sized neighbours are merged as soon as both are there, as a binary counter
-    carries.
-    """
-
-    def __init__(self) -> None:
-        self._stack: list[tuple[int, Gradients]] = []
-
-    def add(self, gradients: Gradients) -> None:
-        """Add the gradients of the next shard, in shard order."""
-        size = 1
-        while self._stack and self._stack[-1][0] == size:
-            gradients = _sum(self._stack.pop()[1], gradients)
-            size *= 2
-        self._stack.append((size, gradients))
-
-    def total(self) -> Gradients:
-        """The sum over all shards added, [] when there were none; the tree is empty afterwards."""
-        if not self._stack:
-            return []
-        _, total = self._stack.pop()
-        while self._stack:
-            total = _sum(self._stack.pop()[1], total)
-        return total
 
 
 def _apart(gradients: Gradients, others: Gradients) -> Gradients:
@@ -71,12 +43,12 @@ def _apart(gradients: Gradients, others: Gradients) -> Gradients:
     return apart
 
 
-def _sum(left: Gradients, right: Gradients) -> Gradients:
-    return [b if a is None else a if b is None else a + b for a, b in zip(left, right, strict=True)]
-
-
 class Updater:
     """The optimizer of one learner: its parameters by name, schedule, clipping, shard sums.
+
+    An update has two phases: shards end one by one, and `step` adds them up. Where lanes share the
+    shards of a step, each tells the others its `partial`, and each takes the step with those of
+    all: the same additions, so the same bits in every lane as in a single one.
 
     Attributes:
         observer: called with each update's gradients, for diagnostics.
@@ -91,6 +63,7 @@ class Updater:
         index: int,
         steps: int,
         batch: int,
+        shards: int = 1,
         proximal: ProximalPreconditioner | None = None,
     ) -> None:
         named = [(n, p) for n, p in parameters if p.requires_grad]
@@ -106,7 +79,7 @@ class Updater:
             _make_optimizer([self.parameters[i] for i in portion], optimizer, self.lr)
             for portion in self._portions
         ]
-        self._tree = GradientTree()
+        self._tree = GradientTree(shards)
         self._shard: Gradients = [None] * len(self.parameters)
         self._lent = False  # whether somebody else may hold gradients of this step
 
@@ -172,32 +145,51 @@ class Updater:
                 held = self._shard[i]
                 self._shard[i] = g if held is None else held + g
 
-    def end_shard(self, moments: Sequence[Tensor | None] | None = None) -> None:
-        """Close the current shard: its gradients enter the tree.
+    def end_shard(self, shard: int = 0, moments: Sequence[Tensor | None] | None = None) -> None:
+        """Close the current shard: its gradients enter the tree. Shards end in their order.
 
         Args:
+            shard: its number in the step.
             moments: what `recording` gave in the shard's forward pass. They ride in the same tree,
                 behind the gradients, so that they too are added in a fixed order.
         """
         if moments is None:
-            moments = [None] * (len(self.proximal.layers) if self.proximal else 0)
-        self._tree.add([*self._shard, *moments])
+            moments = [None] * self._moments
+        self._tree.add(shard, [*self._shard, *moments])
         self._shard = [None] * len(self.parameters)
 
+    @property
+    def _moments(self) -> int:
+        return len(self.proximal.layers) if self.proximal else 0
+
+    def partial(self) -> Message:
+        """What the shards that ended here come to, for the other lanes' `step`; nothing is copied.
+
+        `gradients.spans` says which parts of the tree these are, `gradients.<first>.<count>.<i>` is
+        the sum of shards first..first+count-1 for parameter i, or for a moment behind those.
+        """
+        self._lent = True
+        return to_message("gradients", self._tree.parts())
+
     @torch.no_grad()
-    def step(self, step: int) -> bool:
+    def step(self, step: int, partials: Sequence[Message] | None = None) -> bool:
         """Update with the mean over the global batch of all shards' gradients.
 
         Without any gradient, as in the first steps of a delayed rule, nothing changes: not the
         parameters, not the optimizer's state.
 
+        Args:
+            step: number of the step.
+            partials: those of all lanes, this one among them, in any order; they stay as they are.
+                None where all shards ended here.
+
         Returns:
             Whether anything was updated.
         """
-        sums, lent = self._tree.total(), self._lent
+        sums, lent = self._sums(partials), self._lent
         self._lent = False
         gradients = {
-            i: g / self.batch if lent else g.div_(self.batch)
+            i: self._mean(self.parameters[i], g, lent)
             for i, g in enumerate(sums[: len(self.parameters)])
             if g is not None
         }
@@ -218,6 +210,34 @@ class Updater:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self._advance(self.optimizer, step)
         return True
+
+    def _sums(self, partials: Sequence[Message] | None) -> Gradients:
+        if partials is None:
+            return self._tree.total()
+        if not self.parameters:
+            self.clear()
+            return []
+        places, device = len(self.parameters) + self._moments, self.parameters[0].device
+        self._lent = True
+        return self._tree.merge(
+            from_message("gradients", partial, places, device) for partial in partials
+        )
+
+    def _mean(self, parameter: Tensor, total: Tensor, lent: bool) -> Tensor:
+        """Divide by the batch, in place where the sum is nobody else's.
+
+        In the parameter's layout, which messages do not keep: a norm adds up in the order of
+        memory.
+        """
+        if lent or not _laid_out_alike(total, parameter):
+            return torch.div(total, self.batch, out=torch.empty_like(parameter))
+        return total.div_(self.batch)
+
+    def clear(self) -> None:
+        """Forget the shards of an unfinished step."""
+        self._tree.clear()
+        self._shard = [None] * len(self.parameters)
+        self._lent = False
 
     def _advance(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Step one optimizer on its parameters' `grad`, and free those."""
@@ -242,7 +262,11 @@ class Updater:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load what `state_dict` returned; copies, and moves to the parameters' devices."""
+        """Load what `state_dict` returned; copies, and moves to the parameters' devices.
+
+        What shards of an unfinished step have left is forgotten.
+        """
+        self.clear()
         by_index: dict[int, dict[str, Tensor]] = {}
         for full_name, value in state.items() if self._optimizers else ():
             name, key = full_name.rsplit(".", 1)
@@ -257,6 +281,11 @@ class Updater:
             own = {j: by_index[i] for j, i in enumerate(portion) if i in by_index}
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": own, "param_groups": groups})
+
+
+def _laid_out_alike(tensor: Tensor, other: Tensor) -> bool:
+    strides = zip(tensor.shape, tensor.stride(), other.stride(), strict=True)
+    return tensor.stride() == other.stride() or all(n == 1 or a == b for n, a, b in strides)
 
 
 def _block_lr(lr: float | tuple[float, ...], index: int) -> float:

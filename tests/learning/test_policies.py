@@ -118,6 +118,7 @@ def test_updaters_follow_the_settings(
         index=1,
         steps=1,
         batch=4,
+        shards=1,
     )
     assert type(updater) is kind
     if layers is None:

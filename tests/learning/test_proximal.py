@@ -102,7 +102,7 @@ def test_tokens_count_as_samples_of_their_own() -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
-def updater_of(module: nn.Module, tau: float = 0.5) -> Updater:
+def updater_of(module: nn.Module, tau: float = 0.5, shards: int = 1) -> Updater:
     return Updater(
         module.named_parameters(),
         SGDSettings(lr=1.0, momentum=0.0),
@@ -110,6 +110,7 @@ def updater_of(module: nn.Module, tau: float = 0.5) -> Updater:
         index=1,
         steps=10,
         batch=BATCH,
+        shards=shards,
         proximal=ProximalPreconditioner(module, tau),
     )
 
@@ -123,15 +124,15 @@ def shard_work(updater: Updater, module: nn.Module, x: Tensor):
 def trained(shards: int, *, elsewhere: bool = False) -> dict[str, Tensor]:
     """One update from `shards` shards, computed here or by a copy of the block."""
     module = mlp(0).double()
-    updater = updater_of(module)
+    updater = updater_of(module, shards=shards)
     results = []
     for x in draw(BATCH, 4).chunk(shards):
         worker = copy.deepcopy(module) if elsewhere else module
         helper = updater_of(worker) if elsewhere else updater
         results.append(shard_work(helper, worker, x))
-    for gradients, moments in results:  # all forward passes came first, as in a pipeline
+    for i, (gradients, moments) in enumerate(results):  # after all forwards, as in a pipeline
         updater.add(gradients)
-        updater.end_shard(moments)
+        updater.end_shard(i, moments)
     updater.step(0)
     return module.state_dict()
 
@@ -264,7 +265,7 @@ def test_a_step_without_gradients_changes_nothing() -> None:
     updater = updater_of(module)
     with updater.recording() as moments:
         module(draw(BATCH, 4))
-    updater.end_shard(moments)
+    updater.end_shard(0, moments)
     updater.step(0)
     updater.end_shard()
     updater.step(1)

@@ -52,6 +52,7 @@ def drawn(buffer: int, steps: int, *, seed: int = 0, k: int = 2) -> list[int]:
         (own,) = post.message["x"].unique().tolist()
         steps_drawn.append(int(own))
         assert post.message["y"].tolist() == [own % 2, own // 2 % 2]  # its labels went with it
+        learner.update(step)
     return steps_drawn
 
 

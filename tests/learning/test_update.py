@@ -1,15 +1,13 @@
-"""Updates: the fixed tree of additions, torch's own optimizers, clipping, and resuming."""
+"""Updates: sums over shards, torch's own optimizers, clipping, and resuming."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from learning.errors import UserError
-from learning.policies.update import GradientTree, Updater
+from learning.policies.update import Updater
 from learning.settings import (
     AdamWSettings,
     ConstantSchedule,
@@ -29,52 +27,6 @@ OPTIMIZERS = [
 ]
 
 
-def total_of(numbers: list[float]) -> float:
-    tree = GradientTree()
-    for number in numbers:
-        tree.add([torch.tensor(number, dtype=torch.float64)])
-    (total,) = tree.total()
-    assert total is not None
-    return total.item()
-
-
-def test_additions_are_made_in_a_fixed_tree():
-    x = [1e16, 1.0, -1e16, 1.0, 3.0, 1e-3, 0.1]
-    by_hand = {
-        1: x[0],
-        2: x[0] + x[1],
-        3: (x[0] + x[1]) + x[2],
-        4: (x[0] + x[1]) + (x[2] + x[3]),
-        5: ((x[0] + x[1]) + (x[2] + x[3])) + x[4],
-        6: ((x[0] + x[1]) + (x[2] + x[3])) + (x[4] + x[5]),
-        7: ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + x[6]),
-    }
-    for n, expected in by_hand.items():
-        assert total_of(x[:n]) == expected
-    # The order shows in these numbers: one after the other ends elsewhere.
-    assert (x[0] + x[1]) + (x[2] + x[3]) != ((x[0] + x[1]) + x[2]) + x[3]
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=16))
-def test_powers_of_two_are_perfect_trees(numbers):
-    numbers = numbers[: 1 << (len(numbers).bit_length() - 1)]
-    level = numbers
-    while len(level) > 1:
-        level = [a + b for a, b in zip(level[::2], level[1::2], strict=True)]
-    assert total_of(numbers) == level[0]
-
-
-def test_missing_gradients_count_as_zero_and_the_tree_ends_empty():
-    tree, one, two = GradientTree(), torch.ones(2), torch.full((2,), 2.0)
-    for gradients in ([one, None, None], [None, two, None], [one, two, None]):
-        tree.add(gradients)
-    total = tree.total()
-    assert torch.equal(total[0], two) and torch.equal(total[1], 2 * two) and total[2] is None
-    tree.add([one, None, None])
-    assert torch.equal(tree.total()[0], one)
-
-
 def module(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -86,6 +38,7 @@ def make(
     optimizer: OptimizerSettings,
     schedule: ScheduleSettings | None = None,
     index: int = 1,
+    shards: int = 1,
 ) -> Updater:
     return Updater(
         model.named_parameters(),
@@ -94,6 +47,7 @@ def make(
         index=index,
         steps=10,
         batch=BATCH,
+        shards=shards,
     )
 
 
@@ -148,15 +102,15 @@ def test_clipping_bounds_the_step_of_the_whole_block():
 def test_shards_and_weights_add_up():
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.zeros_(model.weight)
-    updater = make(model, SGDSettings(lr=1.0, momentum=0.0))
+    updater = make(model, SGDSettings(lr=1.0, momentum=0.0), shards=3)
     g = torch.ones(1, 1, dtype=torch.float64)
     updater.add([g])
     updater.add([g], weight=0.5)
-    updater.end_shard()
+    updater.end_shard(0)
     updater.add([None])
-    updater.end_shard()
+    updater.end_shard(1)
     updater.add([2 * g], weight=3.0)
-    updater.end_shard()
+    updater.end_shard(2)
     updater.step(0)
     assert model.weight.item() == -(1 + 0.5 + 6) / BATCH
 
@@ -230,20 +184,23 @@ def test_steps_without_gradients_leave_no_trace(optimizer: OptimizerSettings, cl
     """Delayed rules have none at first: no shard at all, or shards with nothing in them."""
     optimizer = optimizer.model_copy(update={"clip": clip})
     mine, theirs = module(), module()
-    updater, undisturbed = make(mine, optimizer), make(theirs, optimizer)
+    updater, undisturbed = (make(m, optimizer, shards=2) for m in (mine, theirs))
     seen: list[dict[str, Tensor]] = []
     updater.observer = seen.append
     before = {name: tensor.clone() for name, tensor in mine.state_dict().items()}
     updater.step(0)
-    updater.end_shard()
-    updater.end_shard()
+    updater.end_shard(0)
+    updater.end_shard(1)
     updater.step(1)
     assert_same_bits(mine.state_dict(), before)
     assert updater.state_dict() == {} and seen == []
     for step in (2, 3):
-        advance(updater, mine, step)
+        for one, model in ((updater, mine), (undisturbed, theirs)):
+            one.add(gradients(model, step))
+            one.end_shard(0)
+            one.end_shard(1)
+            one.step(step)
         updater.step(step)  # and in the midst of a run
-        advance(undisturbed, theirs, step)
     assert_same_bits(mine.state_dict(), theirs.state_dict())
     assert_same_bits(updater.state_dict(), undisturbed.state_dict())
     assert len(seen) == 2
@@ -252,13 +209,13 @@ def test_steps_without_gradients_leave_no_trace(optimizer: OptimizerSettings, cl
 def test_observers_see_what_the_optimizer_gets_before_clipping():
     model = module()
     seen: dict[str, Tensor] = {}
-    updater = make(model, SGDSettings(lr=1.0, momentum=0.0, clip=1e-3))
+    updater = make(model, SGDSettings(lr=1.0, momentum=0.0, clip=1e-3), shards=2)
     updater.observer = lambda named: seen.update({n: g.clone() for n, g in named.items()})
     first, second = gradients(model, 0), gradients(model, 1)
     updater.add(first, weight=0.5)
-    updater.end_shard()
+    updater.end_shard(0)
     updater.add(second[:2])
-    updater.end_shard()
+    updater.end_shard(1)
     updater.step(0)
     assert list(seen) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     for i, gradient in enumerate(seen.values()):

@@ -239,8 +239,8 @@ def test_updates_say_whether_anything_changed(update: UpdateSettings) -> None:
         updater = engine.blocks[k - 1].updater
         inner = updater.step
 
-        def step(number: int, inner=inner, answers=answers) -> bool:
-            answers.append(inner(number))
+        def step(number: int, partials: None, inner=inner, answers=answers) -> bool:
+            answers.append(inner(number, partials))
             return answers[-1]
 
         updater.step = step  # type: ignore[method-assign]
