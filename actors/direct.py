@@ -117,7 +117,7 @@ class DirectChannel:
             if self._window is not None:
                 self._wait_for_room(self._window)
             frames.write(self._socket, key, arrays)
-        except ConnectionError as error:
+        except OSError as error:  # it ended, or the network between gave up
             raise PeerLostError(self._receiver) from error
         return wire.size(arrays)
 
@@ -128,8 +128,8 @@ class DirectChannel:
             started, self.is_blocked = time.monotonic_ns(), True
             while self._under_way >= window:
                 self._count(self._socket.recv(4096))
-            self.is_blocked = False
             self.blocked_ns += time.monotonic_ns() - started
+            self.is_blocked = False
         self._under_way += 1
 
     def _count(self, answers: bytes) -> None:
@@ -140,7 +140,9 @@ class DirectChannel:
         self._under_way -= len(answers)
 
     def close(self) -> None:
-        """Close the connection; the receiver counts this actor as gone."""
+        """End the connection, also under a waiting `send`; to the receiver this actor is gone."""
+        with suppress(OSError):  # the other end was faster
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
 
@@ -240,7 +242,7 @@ class Receiver:
                 content = wire.decode(arrays, self._device)
                 self._mailbox.put(key, content, taken if window else None)
             self._mailbox.fail(PeerLostError(sender))
-        except ConnectionError:
+        except OSError:
             self._mailbox.fail(PeerLostError(sender))
         except Exception as error:
             if self._closed:

@@ -72,17 +72,19 @@ class Executor(ABC):
 
     def doing(self) -> Doing:
         """What the program does now; for another thread than the program's."""
-        if self._current is None:
+        current = self._current  # once: the program goes on
+        if current is None:
             return Doing(None, 0.0, True, None)
-        operation, began = self._current
+        operation, began = current
         waits = self.mailbox.waited_ns + self._blocked_ns()
         seconds = (time.monotonic_ns() - waits - began) / 1e9
         waiting = self.mailbox.is_waiting or any(c.is_blocked for c in self.channels.values())
         longest = self._longest.get(operation.kind)
         return Doing(operation, seconds, waiting, None if longest is None else longest / 1e9)
 
-    def close(self) -> None:
-        """Let go of all connections."""
+    def abandon(self) -> None:
+        """End the program, wherever it waits; nothing is sent or received any more."""
+        self.mailbox.fail(StoppedError())
         for channel in self.channels.values():
             channel.close()
 

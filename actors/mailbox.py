@@ -83,8 +83,8 @@ class Mailbox:
             if key not in self._messages:
                 started, self.is_waiting = time.monotonic_ns(), True
                 self._changed.wait_for(lambda: key in self._messages or self._error)
-                self.is_waiting = False
                 self.waited_ns += time.monotonic_ns() - started
+                self.is_waiting = False
             if self._error and (self.stopped or key not in self._messages):
                 raise self._error
             message, taken = self._messages.pop(key)

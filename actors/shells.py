@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -47,6 +48,13 @@ class Identity(NamedTuple):
     process: int
 
 
+class Life(NamedTuple):
+    """What an actor is in one incarnation of the chain."""
+
+    incarnation: int
+    executor: Executor
+
+
 class FencedError(RuntimeError):
     """A message of an earlier incarnation of the chain: it is refused."""
 
@@ -57,29 +65,42 @@ class _Shell:
     An actor may outlive the chain that it was a part of: `build` makes it a part of another.
     """
 
-    _executor: Executor
+    _life: Life | None = None
     _receiver: Receiver | None = None  # of direct messages, once it listens
     _secret = b""
-    _incarnation = 0
 
     def __init__(self) -> None:
         keep_freed_memory()
         self._device = actor_device()
 
-    def _renew(self, incarnation: int, executor: Executor) -> None:
-        """Become a part of a new incarnation of the chain, with nothing left of the last."""
-        if self._incarnation:
-            self._executor.close()
+    @property
+    def _executor(self) -> Executor:
+        assert self._life is not None, "an actor is built before anything else"
+        return self._life.executor
+
+    def _let_go(self) -> None:
+        """Leave nothing of the last incarnation: a new learner needs the memory of the old one."""
+        life, self._life = self._life, None
+        if life is not None:
+            life.executor.abandon()
         if self._receiver is not None:
             self._receiver.close()
-        self._receiver, self._incarnation, self._executor = None, incarnation, executor
+            self._receiver = None
+        del life
+        gc.collect()  # mailbox and receiver know each other
+
+    def _begin(self, incarnation: int, executor: Executor) -> None:
+        """Become a part of an incarnation of the chain."""
+        self._life = Life(incarnation, executor)
 
     @ray.method(concurrency_group=MAIL)
     def deliver(self, key: Key, arrays: wire.Arrays, hold: bool, incarnation: int) -> None:
         """Receive a message; with `hold`, return only when the program has taken it."""
-        if incarnation != self._incarnation:
-            raise FencedError(f"{key} of incarnation {incarnation} in {self._incarnation}")
-        mailbox = self._executor.mailbox
+        life = self._life  # once: another thread may build the next one
+        if life is None or incarnation != life.incarnation:
+            now = "none" if life is None else life.incarnation
+            raise FencedError(f"{key} of incarnation {incarnation} in {now}")
+        mailbox = life.executor.mailbox
         try:
             mailbox.put(key, wire.decode(arrays, self._device))
         except Exception as error:
@@ -89,9 +110,18 @@ class _Shell:
             mailbox.wait_taken(key)
 
     @ray.method(concurrency_group=MAIL)
-    def stop(self) -> None:
+    def stop(self, incarnation: int) -> None:
         """End the chunk under way, which then reports what it has done."""
-        self._executor.mailbox.fail(StoppedError())
+        life = self._life
+        if life is not None and life.incarnation == incarnation:
+            life.executor.mailbox.fail(StoppedError())
+
+    @ray.method(concurrency_group=MAIL)
+    def abandon(self, incarnation: int) -> None:
+        """End the chunk under way, also where it waits for an actor that is out of reach."""
+        life = self._life
+        if life is not None and life.incarnation == incarnation:
+            life.executor.abandon()
 
     @ray.method(concurrency_group=MAIL)
     def identify(self) -> Identity:
@@ -101,7 +131,8 @@ class _Shell:
     @ray.method(concurrency_group=MAIL)
     def doing(self) -> Doing:
         """What this actor's program does."""
-        return self._executor.doing()
+        life = self._life
+        return Doing(None, 0.0, True, None) if life is None else life.executor.doing()
 
     @ray.method
     def clear(self) -> None:
@@ -132,7 +163,8 @@ class _Shell:
 
     def _channel(self, peer: Any, window: int | None) -> Channel:
         if not isinstance(peer, Endpoint):
-            return ObjectStoreChannel(peer, window, self._incarnation)
+            assert self._life is not None
+            return ObjectStoreChannel(peer, window, self._life.incarnation)
         assert self._receiver is not None
         me = self._receiver.endpoint
         return DirectChannel(me.name, me.node, peer, self._secret, window)
@@ -173,8 +205,8 @@ class _Source(_Shell):
         self, incarnation: int, program: Program, batches: BatchSettings, threads: int
     ) -> None:
         """Make the executor of an incarnation of the chain."""
-        executor = SourceExecutor(batches.source(program), Mailbox(), threads)
-        self._renew(incarnation, executor)
+        self._let_go()
+        self._begin(incarnation, SourceExecutor(batches.source(program), Mailbox(), threads))
 
 
 class _Block(_Shell):
@@ -194,32 +226,36 @@ class _Block(_Shell):
         Args:
             batches: from which block 1 makes its own.
         """
+        self._let_go()
         torch.set_num_threads(threads)
         learner = build_block(program, k, units, self._device, later)
         source = None if batches is None else batches.source(program)
-        self._block = BlockExecutor(learner, program.feedback_delay, Mailbox(), threads, source)
-        self._renew(incarnation, self._block)
+        executor = BlockExecutor(learner, program.feedback_delay, Mailbox(), threads, source)
+        self._begin(incarnation, executor)
 
     @ray.method
     def load(self, state: dict[str, Tensor], step: int) -> None:
         """Load a snapshot; training goes on at `step`."""
-        self._block.load(state, step)
+        assert isinstance(self._executor, BlockExecutor)
+        self._executor.load(state, step)
 
 
 class _Feedback(_Shell):
     @ray.method
     def build(self, incarnation: int, program: Program, k: int, threads: int) -> None:
         """Make the learner and executor of an incarnation of the chain."""
+        self._let_go()
         torch.set_num_threads(threads)
         learner = build_feedback(program, k, self._device)
         top = k == program.feedback_modules or not program.feedback_chain
-        self._feedback = FeedbackExecutor(learner, top=top, mailbox=Mailbox(), threads=threads)
-        self._renew(incarnation, self._feedback)
+        executor = FeedbackExecutor(learner, top=top, mailbox=Mailbox(), threads=threads)
+        self._begin(incarnation, executor)
 
     @ray.method
     def load(self, state: dict[str, Tensor], step: int) -> None:
         """Load a snapshot; training goes on at `step`."""
-        self._feedback.load(state, step)
+        assert isinstance(self._executor, FeedbackExecutor)
+        self._executor.load(state, step)
 
 
 class ActorClasses(NamedTuple):

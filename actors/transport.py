@@ -84,11 +84,11 @@ class ObjectStoreChannel:
                 if isinstance(error.cause, StoppedError):
                     raise StoppedError from error
                 raise
-            self.is_blocked = False
             self.blocked_ns += time.monotonic_ns() - started
+            self.is_blocked = False
         call = self._receiver.deliver.remote(key, arrays, True, self._incarnation)
         self._under_way.append(call)
         return wire.size(arrays)
 
     def close(self) -> None:
-        self._under_way.clear()
+        """Nothing to do: references die with the channel, and Ray ends calls to who is lost."""

@@ -60,7 +60,7 @@ class EchoShell(_Shell):
 
     def __init__(self) -> None:
         super().__init__()
-        self._renew(1, Echo())
+        self._begin(1, Echo())
 
 
 def read(x: torch.Tensor) -> None:

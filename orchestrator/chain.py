@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 from torch import Tensor
 
 from actors.operations import Doing
@@ -58,7 +58,11 @@ class Actor:
 
 
 class Chain:
-    """Blocks, feedback modules and perhaps the source, in placement groups."""
+    """Blocks, feedback modules and perhaps the source, in placement groups.
+
+    Attributes:
+        unfinished: calls that `call` gave up to wait for, with their actors.
+    """
 
     def __init__(
         self,
@@ -73,8 +77,15 @@ class Chain:
         window: int,
         transport: Transport,
         source: SourcePlace,
+        patience: float,
     ) -> None:
-        """Start all actors and wire them: see `RayEngine`."""
+        """Start all actors and wire them: see `RayEngine`.
+
+        Args:
+            patience: seconds for what an actor does not do at once.
+        """
+        self._patience = patience
+        self.unfinished: dict[ray.ObjectRef[Any], Actor] = {}
         self.program, self._transport = program, transport
         self._messages = window * program.settings.shards
         self.incarnation = 0
@@ -125,7 +136,7 @@ class Chain:
                 options = self._placement.options(actor.block, share=actor.share)
                 # Ray must never re-run a training step on a reset actor.
                 settings = {"max_restarts": 0, "max_task_retries": 0, **options}
-                actor.handle = actor.kind.options(**settings).remote()
+                actor.handle, actor.identity = actor.kind.options(**settings).remote(), None
         self.call(lambda a: a.handle.build.remote(self.incarnation, *a.arguments))
         known = self.call(lambda a: a.handle.identify.remote())
         for actor, identity in zip(self.actors, known, strict=True):
@@ -144,9 +155,11 @@ class Chain:
 
         try:
             self.call(connect)
-        except UserError:
+        except UserError as error:
             # Not the network's fault if one of them has died meanwhile: that is said first.
             self.call(lambda a: a.handle.identify.remote())
+            if self.incarnation > 1:  # it was right before
+                raise ActorLostError(str(error)) from error
             raise
 
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
@@ -159,10 +172,35 @@ class Chain:
     def call(
         self, submit: Callable[[Actor], ray.ObjectRef[Any]], of: Sequence[Actor] | None = None
     ) -> list[Any]:
-        """The results of a call to each of the actors, by default all, at the same time."""
-        of = self.actors if of is None else of
-        calls = [submit(actor) for actor in of]
-        return [self.result(a, c) for a, c in zip(of, calls, strict=True)]
+        """The results of a call to each of the actors, by default all, at the same time.
+
+        Raises:
+            ActorLostError: when an actor is lost, or does not end its call within the patience.
+        """
+        calls = {submit(actor): actor for actor in (self.actors if of is None else of)}
+        results: dict[ray.ObjectRef[Any], Any] = {}
+        self.unfinished = dict(calls)
+        deadline = time.monotonic() + self._patience
+        while self.unfinished:
+            done, _ = ray.wait(list(self.unfinished), timeout=ANSWER_SECONDS)
+            for call in done:
+                results[call] = self.result(self.unfinished.pop(call), call)
+            if not done:
+                # Who is started at this moment cannot answer yet.
+                names = [a.name for a in self.unfinished.values()]
+                known = [a for a in self.unfinished.values() if a.identity is not None]
+                silent = sorted({a.name for a in known} - self._answering(known))
+                if silent or time.monotonic() > deadline:
+                    raise ActorLostError(f"{' and '.join(silent or names)} did not answer")
+        return [results[call] for call in calls]
+
+    def _answering(self, actors: Sequence[Actor]) -> set[str]:
+        """The names of those of these actors that answer, if only by failing."""
+        asked = {actor.handle.identify.remote(): actor.name for actor in actors}
+        if not asked:
+            return set()
+        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
+        return {asked[call] for call in done}
 
     def result(self, actor: Actor, call: ray.ObjectRef[Any]) -> Any:
         """What a call to an actor gave.
@@ -176,14 +214,21 @@ class Chain:
             raise to_raise(actor.name, error) from error
 
     def stop(self) -> None:
-        """Let the actors that are there end their chunks; nobody waits for it here."""
-        for actor in self.actors:
-            if actor.handle is not None:
-                actor.handle.stop.options(num_returns=0).remote()
+        """Let the actors end their chunks and report what they did; nobody waits for it here."""
+        for actor in self._there():
+            actor.handle.stop.options(num_returns=0).remote(self.incarnation)
+
+    def abandon(self) -> None:
+        """Let the actors drop what they are at, wherever they wait; nobody waits for it here."""
+        for actor in self._there():
+            actor.handle.abandon.options(num_returns=0).remote(self.incarnation)
+
+    def _there(self) -> list[Actor]:
+        return [actor for actor in self.actors if actor.handle is not None]
 
     def doing(self) -> dict[str, Doing | None]:
         """What each actor does; None of those who do not answer, or are lost."""
-        asked = {actor.name: actor.handle.doing.remote() for actor in self.actors}
+        asked = {actor.name: actor.handle.doing.remote() for actor in self._there()}
         calls = list(asked.values())
         answered, _ = ray.wait(calls, num_returns=len(calls), timeout=ANSWER_SECONDS)
         told: dict[str, Doing | None] = {}
@@ -194,63 +239,59 @@ class Chain:
                 told[name] = None
         return told
 
-    def lost(self, patience: float) -> list[Loss]:
+    def lost(self) -> list[Loss]:
         """Find out who is lost, and end those who do not answer.
 
-        Args:
-            patience: seconds in which Ray decides whether an actor out of reach is lost.
-
         Raises:
-            ActorLostError: when Ray does not decide.
+            ActorLostError: when Ray does not decide within the patience whether one is lost.
         """
-        there = [actor for actor in self.actors if actor.handle is not None]
-        asked = {actor.name: actor.handle.identify.remote() for actor in there}
-        calls = list(asked.values())
-        answered, _ = ray.wait(calls, num_returns=len(calls), timeout=ANSWER_SECONDS)
-        losses: list[Loss] = []
-        for actor in there:
-            if asked[actor.name] in answered:
-                losses += self._ended(actor, patience)
-            else:
-                losses.append(self.end(actor, "did not answer", patience))
-        return losses
+        return [loss for actor in self._there() for loss in self._ending(actor, "")]
 
-    def end(self, actor: Actor, why: str, patience: float) -> Loss:
+    def end(self, actor: Actor, why: str) -> Loss:
         """End an actor that does not go on.
 
         Args:
             why: what it did, after its name.
         """
-        ray.kill(actor.handle)
-        ended = self._ended(actor, patience)
-        assert ended, "a killed actor does not answer"
-        loss = ended[0]
-        return loss if loss.kind == "node" else replace(loss, kind="hang", cause=why)
+        (loss,) = self._ending(actor, why)
+        return loss
 
-    def _ended(self, actor: Actor, patience: float) -> list[Loss]:
-        """The loss of an actor once it is certain; nothing of one that answers."""
-        deadline = time.monotonic() + patience
-        while True:
+    def _ending(self, actor: Actor, why: str) -> list[Loss]:
+        """The loss of an actor, once it is certain; nothing of one that answers.
+
+        Args:
+            why: end it, also if it answers, because of this; "" asks first.
+        """
+        if why:
+            ray.kill(actor.handle)
+        deadline = time.monotonic() + self._patience
+        while time.monotonic() < deadline:
+            call = actor.handle.identify.remote()
+            answered, _ = ray.wait([call], timeout=ANSWER_SECONDS)
             try:
-                ray.get(
-                    actor.handle.identify.remote(), timeout=max(0.0, deadline - time.monotonic())
-                )
-                return []
-            except GetTimeoutError as error:
-                raise ActorLostError(
-                    f"{actor.name} was out of reach for engine.recovery.patience = {patience:g} s"
-                ) from error
+                if answered:
+                    actor.identity = ray.get(call)
+                    if not why:
+                        return []
+                elif not why and actor.identity is not None:  # else it is still being started
+                    why = f"did not answer for {ANSWER_SECONDS:g} s"
+                    ray.kill(actor.handle)
             except RayError as error:
                 if is_definite(error):
-                    return [self._bury(actor, error)]
+                    loss = self._bury(actor, error)
+                    hung = why and loss.kind != "node"
+                    return [replace(loss, kind="hang", cause=why) if hung else loss]
             time.sleep(AGAIN_SECONDS)  # Ray has no event for this
+        raise ActorLostError(
+            f"{actor.name} was out of reach for engine.recovery.patience = {self._patience:g} s"
+        )
 
     def _bury(self, actor: Actor, error: RayError) -> Loss:
         identity, actor.handle, actor.identity = actor.identity, None, None
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         return describe(actor.name, identity, error, identity is None or identity.node in alive)
 
-    def make_room(self, patience: float) -> None:
+    def make_room(self) -> None:
         """Wait until there is room again for every actor that is missing.
 
         Raises:
@@ -260,11 +301,12 @@ class Chain:
             if actor.handle is not None:
                 continue
             try:
-                self._placement.wait(actor.block, patience)
+                self._placement.wait(actor.block, self._patience)
             except TimeoutError as error:
                 raise NoRoomError(
                     f"the cluster had no room for {actor.name} again within "
-                    f"engine.recovery.patience = {patience:g} s: add a node, or resume the run on another cluster"
+                    f"engine.recovery.patience = {self._patience:g} s: add a node, or resume the "
+                    "run on another cluster"
                 ) from error
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ The driver is not in the data path: actors send to one another, and it hears of 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +15,7 @@ from learning.build import Program
 from learning.data import AugmentSettings, Dataset, DataSettings
 from learning.units import Unit
 from orchestrator.chain import Chain, SourcePlace, Transport
-from orchestrator.events import Event, Recovered, Restore, StepDone, Worked
+from orchestrator.events import Event, Kept, SnapshotTaken, StepDone, Worked
 from orchestrator.incidents import Incident
 from orchestrator.losses import ActorLostError
 from orchestrator.plan import Plan
@@ -54,7 +55,8 @@ class RayEngine:
         Raises:
             UserError: when the plan does not fit the cluster, or an actor cannot reach another.
         """
-        self._recovery = Recovery(recovery or RecoverySettings())
+        recovery = recovery or RecoverySettings()
+        self._recovery = Recovery(recovery)
         self._chain = Chain(
             program,
             plan,
@@ -66,45 +68,49 @@ class RayEngine:
             window=window,
             transport=transport,
             source=source,
+            patience=recovery.patience,
         )
 
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
         self._chain.load(state, step)
 
-    def train(
-        self, steps: range, calendar: Calendar, restore: Restore | None = None
-    ) -> Iterator[Event]:
-        """Train; after a loss, go back to what `restore` gives and do again what came after.
+    def train(self, steps: range, calendar: Calendar, kept: Kept | None = None) -> Iterator[Event]:
+        """Train; after a loss, go back to what was kept and do again what came after.
 
-        Of steps that are done again nothing is told again but what the actors did.
+        Of steps that are done again nothing is told again but what the actors did, and snapshots.
 
         Raises:
             ActorLostError: when actors are lost, and there is no way back or there were too many.
         """
         start = told = steps.start
         incident: Incident | None = None
-        while True:
-            began, new = time.monotonic(), True
-            stream = Stream(
-                self._chain, calendar, range(start, steps.stop), self._recovery.settings.hang
-            )
-            try:
-                for event in stream.events():
-                    if isinstance(event, StepDone):
-                        new = event.step >= told
-                        told = max(told, event.step + 1)
-                        if new and incident is not None:
-                            incident.seconds["replaying"] = time.monotonic() - began
-                            yield Recovered(incident)
-                            incident = None
-                    if new or isinstance(event, Worked):
-                        yield event
-                return
-            except ActorLostError as error:
-                if incident is not None:  # the next one came before it was over
-                    yield Recovered(incident)
-                incident = self._recovery.recover(error, self._chain, stream, told, restore)
-                start = incident.resumed
+        numbers = itertools.count(1)
+        try:
+            while True:
+                began, new = time.monotonic(), True
+                rest = range(start, steps.stop)
+                stream = Stream(self._chain, calendar, rest, self._recovery.settings.hang)
+                try:
+                    for event in stream.events():
+                        if isinstance(event, StepDone):
+                            new = event.step >= told
+                            told = max(told, event.step + 1)
+                            if new and incident is not None and kept is not None:
+                                incident.seconds["replaying"] = time.monotonic() - began
+                                over, incident = incident, None
+                                kept.record(over)
+                        if new or isinstance(event, (Worked, SnapshotTaken)):
+                            yield event
+                    return
+                except ActorLostError as error:
+                    if incident is not None and kept is not None:  # it was not over yet
+                        kept.record(incident)
+                    incident = Incident(next(numbers), time.time(), told, ended=True)
+                    self._recovery.recover(error, self._chain, stream, incident, kept)
+                    incident.ended, start = False, incident.resumed
+        finally:
+            if incident is not None and kept is not None:
+                kept.record(incident)
 
     def close(self) -> None:
         """End the actors and give their resources back."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,18 +53,23 @@ class Worked:
     bytes_sent: int
 
 
-@dataclass(frozen=True)
-class Recovered:
-    """Actors were lost and replaced, and all steps that were done before are done again."""
-
-    incident: Incident
+Event = StepDone | Evaluated | SnapshotTaken | Worked
 
 
-Event = StepDone | Evaluated | SnapshotTaken | Worked | Recovered
+class Kept(Protocol):
+    """What an engine needs of who runs it, to survive losses."""
 
-Restore = Callable[[int], tuple[int, State | None]]
-"""Gives the newest state that was kept, of a step of at most its argument: that step, at which to
-go on, and the state; None for that of the start."""
+    def restore(self, at_most: int) -> tuple[int, State | None]:
+        """The newest state that was kept, of a step of at most `at_most`.
+
+        Returns:
+            The step, at which to go on, and the state; None for that at the start of the run.
+        """
+        ...
+
+    def record(self, incident: Incident) -> None:
+        """Take note of what happened; called once, when it is over."""
+        ...
 
 
 class Engine(Protocol):
@@ -74,15 +79,13 @@ class Engine(Protocol):
         """Load a snapshot; training goes on at `step`."""
         ...
 
-    def train(
-        self, steps: range, calendar: Calendar, restore: Restore | None = None
-    ) -> Iterator[Event]:
+    def train(self, steps: range, calendar: Calendar, kept: Kept | None = None) -> Iterator[Event]:
         """Train; yields events, steps in order.
 
-        A snapshot counts as kept when the iteration goes on after it.
+        A snapshot is kept when the iteration goes on after it.
 
         Args:
-            restore: gives what was kept, for an engine that can lose what it works with.
+            kept: for an engine that can lose what it works with; without it a loss ends the run.
         """
         ...
 

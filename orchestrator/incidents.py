@@ -9,15 +9,7 @@ from time import monotonic
 from typing import Any
 
 from actors.operations import Span
-from orchestrator.losses import ActorLostError, Loss
-
-
-class UnrecoveredError(ActorLostError):
-    """A loss that ended the run."""
-
-    def __init__(self, text: str, incident: Incident) -> None:
-        super().__init__(text)
-        self.incident = incident
+from orchestrator.losses import Loss
 
 
 @dataclass

@@ -13,7 +13,7 @@ from learning.build import Program
 from learning.data import Batches
 from learning.sequential import SequentialEngine
 from learning.units import Unit
-from orchestrator.events import Evaluated, Event, Metrics, Restore, SnapshotTaken, StepDone, Worked
+from orchestrator.events import Evaluated, Event, Kept, Metrics, SnapshotTaken, StepDone, Worked
 from orchestrator.program import Calendar
 
 Probe = Callable[[int, SequentialEngine], Metrics]
@@ -47,9 +47,7 @@ class InlineEngine:
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
         self._engine.load_state_dict(state, step)
 
-    def train(
-        self, steps: range, calendar: Calendar, restore: Restore | None = None
-    ) -> Iterator[Event]:
+    def train(self, steps: range, calendar: Calendar, kept: Kept | None = None) -> Iterator[Event]:
         for step in steps:
             probed: Metrics = {}
             if self._probe is not None and step in calendar.evaluations:

@@ -6,7 +6,15 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from actors.direct import PeerLostError
 from actors.shells import Identity
@@ -15,6 +23,9 @@ from learning.errors import UserError
 LossKind = Literal["actor", "node", "memory", "hang", "not finite"]
 """An actor's process ended, its node ended, it was ended for lack of memory, it did not go on, or
 its loss is not finite."""
+
+
+_LOST = (RayActorError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 
 
 class ActorLostError(RuntimeError):
@@ -45,7 +56,9 @@ def to_raise(name: str, error: RayError) -> Exception:
         return ActorLostError(f"{cause.peer} was lost: its connection with {name} ended")
     if isinstance(cause, RayTaskError) or not isinstance(cause, RayError):
         return error
-    if cause is not error:  # `name` is alive and was sending to the one that is not
+    if cause is not error:  # `name` is alive; was it sending to one that is not?
+        if not isinstance(cause, _LOST):
+            return error
         return ActorLostError(f"a neighbour of {name} was lost: {reason(cause)}")
     return ActorLostError(f"{name} was lost: {reason(cause)}")
 

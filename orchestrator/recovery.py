@@ -15,12 +15,13 @@ from pydantic import Field
 
 from learning.settings import Settings
 from orchestrator.chain import Chain
-from orchestrator.events import Restore
-from orchestrator.incidents import Incident, UnrecoveredError
+from orchestrator.events import Kept
+from orchestrator.incidents import Incident
 from orchestrator.losses import ActorLostError, NoRoomError
 from orchestrator.stream import Stream
 
 HOUR = 3600.0
+SAME_STEP = 3  # losses without a step of progress; one more ends the run
 
 
 class RecoverySettings(Settings):
@@ -43,49 +44,47 @@ class Recovery:
 
     def __init__(self, settings: RecoverySettings) -> None:
         self.settings = settings
-        self._incidents = 0
         self._times: deque[float] = deque()
+        self._step, self._stuck = -1, 0  # at which step losses come again and again
 
     def recover(
         self,
         error: ActorLostError,
         chain: Chain,
         stream: Stream,
-        step: int,
-        restore: Restore | None,
-    ) -> Incident:
+        incident: Incident,
+        kept: Kept | None,
+    ) -> None:
         """Find out who is lost, start them again, and take everyone back.
 
         Args:
-            step: after the last that all blocks had finished.
-            restore: gives the state that was kept last.
-
-        Returns:
-            What happened, without the time to do steps again.
+            incident: with the step after the last that all blocks had finished; all else but the
+                time to do steps again is put into it.
+            kept: gives the state that was kept last.
 
         Raises:
             ActorLostError: when the run cannot go on.
+            UserError: when what was kept cannot be read.
         """
-        self._incidents += 1
-        incident = Incident(self._incidents, time.time(), step)
-        incident.seconds["noticing"] = time.monotonic() - stream.heard
-        patience = self.settings.patience
+        incident.seconds["noticing"] = stream.silence
+        self._stuck = self._stuck + 1 if self._step == incident.step else 1
+        self._step = incident.step
         while True:
             with incident.phase("ending"):
-                incident.add(chain.lost(patience), stream.last)
-                if restore is None or self.settings.mode == "off":
+                incident.add(chain.lost(), stream.last)
+                if kept is None or self.settings.mode == "off":
                     raise _final(incident, error)
                 self._spend(incident, error)
-                incident.add(stream.halt(patience), stream.last)
+                incident.add(stream.halt(), stream.last)
             try:
                 with incident.phase("starting"):
-                    chain.make_room(patience)
+                    chain.make_room()
                     chain.renew()
                 with incident.phase("restoring"):
-                    incident.resumed, state = restore(step)
+                    incident.resumed, state = kept.restore(incident.step)
                     if state is not None:
                         chain.load(state, incident.resumed)
-                return incident
+                return
             except NoRoomError:
                 raise
             except ActorLostError as another:
@@ -100,10 +99,12 @@ class Recovery:
         if len(self._times) > limit:
             why = f"; more than engine.recovery.max_failures = {limit} in an hour"
             raise _final(incident, error, why) from error
+        if self._stuck > SAME_STEP:
+            why = f"; the run did not get past step {incident.step} in {SAME_STEP} attempts"
+            raise _final(incident, error, why) from error
 
 
-def _final(incident: Incident, error: ActorLostError, why: str = "") -> UnrecoveredError:
+def _final(incident: Incident, error: ActorLostError, why: str = "") -> ActorLostError:
     """What ends the run."""
     losses = [f"{loss.name} was lost: {loss.cause}" for loss in incident.losses]
-    incident.ended = True
-    return UnrecoveredError("; ".join(losses or [str(error)]) + why, incident)
+    return ActorLostError("; ".join(losses or [str(error)]) + why)

@@ -61,7 +61,7 @@ class Stream:
 
     Attributes:
         last: the last operation that each actor reported, by name.
-        heard: when an actor reported last, as `time.monotonic` tells.
+        silence: seconds spent waiting since an actor reported last.
     """
 
     def __init__(self, chain: Chain, calendar: Calendar, steps: range, hang: float) -> None:
@@ -77,7 +77,8 @@ class Stream:
         self._hang, self._longest = hang, 0.0
         self.last: dict[str, Span] = {}
         self._snapshot_at = time.monotonic()
-        self.heard = self._asked = time.monotonic()
+        self.silence = self._asked = 0.0
+        self._waiting: dict[str, Operation | None] = {}
 
     def _operations(self, actor: Actor) -> Callable[[range], list[Operation]]:
         """How an actor's program for a range of steps is made."""
@@ -99,7 +100,6 @@ class Stream:
         steps, collected = self._steps, self._collected
         finished = handed = steps.start
         length, error = 1, None
-        self.heard = self._asked = time.monotonic()
         while finished < steps.stop:
             while handed < steps.stop and self._room():
                 chunk = range(handed, min(handed + length, steps.stop))
@@ -140,13 +140,14 @@ class Stream:
         To wake up for each of them would cost the driver more with every block.
         """
         pending = {queue.calls[0]: queue for queue in self._queues if queue.calls}
-        calls = list(pending)
+        calls, began = list(pending), time.monotonic()
         ready, _ = ray.wait(calls, num_returns=len(calls), timeout=LOOK_SECONDS)
-        now = time.monotonic()
+        self.silence += time.monotonic() - began
         if ready:
-            self._longest = max(self._longest, now - self.heard)
-            self.heard = self._asked = now
-        elif now - self._asked > max(self._hang, 3 * self._longest):
+            self._longest = max(self._longest, self.silence)
+            self.silence = self._asked = 0.0
+        elif self.silence - self._asked > max(self._hang, 3 * self._longest):
+            self._asked = self.silence
             self._look_for_hangs()
         for call in ready:
             queue = pending[call]
@@ -154,19 +155,23 @@ class Stream:
             yield queue, self._chain.result(queue.actor, call)
 
     def _look_for_hangs(self) -> None:
-        """Ask all actors what they do; go on if one of them is at work and within its time."""
-        self._asked = time.monotonic()
+        """Ask all actors what they do; go on if one is at work and within its time.
+
+        That all wait counts only if they wait for the same as when they were asked before.
+        """
         told = self._chain.doing()
         for name, doing in told.items():
             if doing is None:
                 raise ActorLostError(f"{name} does not answer")
             limit = FIRST_SECONDS if doing.longest is None else 10 * doing.longest
             if not doing.waiting and doing.seconds > max(self._hang, limit):
-                raise ActorLostError(
-                    f"{name} has been at {doing.operation} for {doing.seconds:.0f} s"
-                )
-        if all(doing is None or doing.waiting for doing in told.values()):
+                long = f"{doing.seconds:.0f} s"
+                raise ActorLostError(f"{name} has been at {doing.operation} for {long}")
+        at = {name: doing.operation for name, doing in told.items() if doing and doing.waiting}
+        # Who is at no operation has ended its chunk: the report is on its way.
+        if len(at) == len(told) and None not in at.values() and at == self._waiting:
             raise ActorLostError("all actors wait for messages, and none is under way")
+        self._waiting = at
 
     def _last_reports(self) -> Iterator[tuple[_Queue, Report]]:
         """Stop all actors and take what their chunks have done: it is finished work."""
@@ -176,26 +181,31 @@ class Stream:
                 call = queue.calls.popleft()
                 done, _ = ray.wait([call], timeout=STOPPING_SECONDS)
                 if not done:
+                    queue.calls.appendleft(call)
                     break  # it hangs in one operation; the error at hand is what ends the run
                 yield queue, self._chain.result(queue.actor, call)
 
-    def halt(self, patience: float) -> list[Loss]:
+    def halt(self) -> list[Loss]:
         """Stop the actors that are there and drop what they were at.
 
         Returns:
             The losses of those that did not end their operation in time, and were ended.
         """
-        self._chain.stop()
-        under_way = {call: q.actor for q in self._queues for call in q.calls if q.actor.handle}
+        self._chain.abandon()
+        under_way = {call: queue.actor for queue in self._queues for call in queue.calls}
+        under_way |= self._chain.unfinished
         for queue in self._queues:
             queue.calls.clear()
-        calls = list(under_way)
+        calls = [call for call, actor in under_way.items() if actor.handle is not None]
         if not calls:
             return []
-        _, still = ray.wait(calls, num_returns=len(calls), timeout=STOPPING_SECONDS)
+        # What they report is not wanted: a snapshot may be long under way.
+        _, still = ray.wait(
+            calls, num_returns=len(calls), timeout=STOPPING_SECONDS, fetch_local=False
+        )
         stuck = {under_way[call].name: under_way[call] for call in still}
         why = f"did not end its operation in {STOPPING_SECONDS:g} s"
-        return [self._chain.end(actor, why, patience) for actor in stuck.values()]
+        return [self._chain.end(actor, why) for actor in stuck.values()]
 
     def _collect(self, name: str, report: Report) -> Worked:
         collected = self._collected

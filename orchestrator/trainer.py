@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -22,12 +21,11 @@ from orchestrator.events import (
     Evaluated,
     Event,
     Metrics,
-    Recovered,
     SnapshotTaken,
     StepDone,
     Worked,
 )
-from orchestrator.incidents import Incident, UnrecoveredError
+from orchestrator.incidents import Incident
 from orchestrator.losses import Loss
 from orchestrator.program import Calendar
 from orchestrator.rundir import RunDirectory
@@ -107,16 +105,15 @@ class Trainer:
     observers: Sequence[Observer] = ()
     keep: int = 2
     _validated: dict[int, float] = field(default_factory=dict)
+    _first: int = 0
 
     def train(self, engine: Engine, steps: range, calendar: Calendar) -> None:
         """Follow the engine; whatever it raises passes through, with all records flushed."""
+        self._first = steps.start
         try:
-            self._follow(engine.train(steps, calendar, partial(self._kept, steps.start)))
-        except UnrecoveredError as error:
-            self.run.append_incident(error.incident.record())
-            raise
+            self._follow(engine.train(steps, calendar, self))
         except NonFiniteLossError as error:
-            self.run.append_incident(_not_finite(error).record())
+            self.record(_not_finite(error))
             raise
 
     def _follow(self, events: Iterable[Event]) -> None:
@@ -139,23 +136,29 @@ class Trainer:
                         observer.evaluated(event.step, event.split, event.metrics)
                 case SnapshotTaken():
                     self._save(event)
-                case Recovered():
-                    self.run.append_incident(event.incident.record())
-                    for observer in self.observers:
-                        observer.recovered(event.incident)
 
-    def _kept(self, first: int, at_most: int) -> tuple[int, dict[str, dict[str, Tensor]] | None]:
+    def record(self, incident: Incident) -> None:
+        """Write an incident down and tell the observers."""
+        self.run.append_incident(incident.record())
+        for observer in self.observers:
+            observer.recovered(incident)
+
+    def restore(self, at_most: int) -> tuple[int, dict[str, dict[str, Tensor]] | None]:
         """The newest whole checkpoint of a step of at most `at_most`, or the start of the run.
 
         Raises:
             UserError: when there is none and the run did not begin at step 0.
         """
-        newest, skipped = self.checkpoints.newest_valid(at_most)
+        # Later ones than the last are of a past that was given up on resuming.
+        last = self.checkpoints.last
+        newest, skipped = None, list[str]()
+        if last is not None:
+            newest, skipped = self.checkpoints.newest_valid(min(at_most, last))
         for sentence in skipped:
             _log.warning("%s", sentence)
         if newest is not None:
             return newest.step, newest.state
-        if first > 0:
+        if self._first > 0:
             raise UserError(
                 f"no checkpoint of {self.run.path} up to step {at_most} is whole, so that what was "
                 "lost cannot be restored: bring one back from a copy and --resume"

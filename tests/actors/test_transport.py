@@ -33,7 +33,7 @@ def receiver(ray_cluster: None) -> Iterator[Any]:
     class Receiver(_Shell):
         def __init__(self) -> None:
             super().__init__()
-            self._renew(1, Idle(Mailbox(), 1))
+            self._begin(1, Idle(Mailbox(), 1))
 
         def take(self, key: Key) -> tuple[float, tuple[int, ...]]:
             x = self._executor.mailbox.take(key)["x"]
@@ -164,7 +164,7 @@ def test_a_sender_to_a_receiver_whose_run_ends_stops_too(ray_cluster: None) -> N
     class Receiver(_Shell):
         def __init__(self) -> None:
             super().__init__()
-            self._renew(1, Waiting(Mailbox(), 1))
+            self._begin(1, Waiting(Mailbox(), 1))
 
     class Sending(Executor):
         def execute(self, op: Operation) -> None:
@@ -175,7 +175,7 @@ def test_a_sender_to_a_receiver_whose_run_ends_stops_too(ray_cluster: None) -> N
     receivers_report = actor.run.remote(chunk)
     sender = Sending(Mailbox(), 1)
     sender.channels = {"block2": ObjectStoreChannel(actor, 2, 1)}
-    stop = actor.stop.remote()
+    stop = actor.stop.remote(1)
     ray.get(stop)
     report = sender.run(chunk)
     assert [span.step for span in report.spans] == [0, 1]  # the third waited for room

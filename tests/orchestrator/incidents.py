@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from actors.operations import Kind, Operation
 from orchestrator.chain import Actor
 from orchestrator.engine import RayEngine
-from orchestrator.events import Event, Recovered, SnapshotTaken
+from orchestrator.events import Event, SnapshotTaken
 from orchestrator.incidents import Incident
 from tests.orchestrator.engines import CALENDAR, STEPS, Told, told
 
@@ -23,26 +24,34 @@ State = dict[str, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Fault:
-    """What one actor does instead of an operation; `kind` is a name in `signal`.
+    """What one actor does instead of an operation.
 
     Attributes:
+        kind: the signal that it sends itself; or it waits for ever, while its mail answers.
         at: the operation that it does not begin, by kind and step; None: being built anew.
+        also: another that gets the signal just before.
     """
 
-    kind: Literal["SIGKILL", "SIGSTOP"]
+    kind: Literal["SIGKILL", "SIGSTOP", "wait"]
     target: str
     at: tuple[Kind, int] | None
+    also: str | None = None
 
-    def plant(self, actor: Actor) -> None:
-        """Prepare the actor; whoever takes its place is not."""
-        number, at = signal.Signals[self.kind], self.at
+    def plant(self, actors: Mapping[str, Actor]) -> None:
+        """Prepare the target; whoever takes its place is not."""
+        kind, at, other = self.kind, self.at, actors.get(self.also or "")
+        also = None if other is None or other.identity is None else other.identity.process
 
         def prepare(shell: Any) -> None:
             def fail(*_: object) -> None:
-                os.kill(os.getpid(), number)
+                if kind == "wait":
+                    threading.Event().wait()
+                if also is not None:
+                    os.kill(also, signal.Signals[kind])
+                os.kill(os.getpid(), signal.Signals[kind])
 
             if at is None:
-                shell._renew = fail
+                shell._let_go = fail
                 return
             execute = shell._executor.execute
 
@@ -53,7 +62,7 @@ class Fault:
 
             shell._executor.execute = watched
 
-        ray.get(actor.handle.__ray_call__.remote(prepare))
+        ray.get(actors[self.target].handle.__ray_call__.remote(prepare))
 
 
 class Keeper:
@@ -62,6 +71,7 @@ class Keeper:
     def __init__(self) -> None:
         self.states: dict[int, State] = {}
         self.asked: list[int] = []
+        self.incidents: list[Incident] = []
 
     def keep(self, event: Event) -> None:
         """Keep the event's snapshot, if it is one."""
@@ -74,15 +84,23 @@ class Keeper:
         step = max((step for step in self.states if step <= at_most), default=0)
         return step, self.states.get(step)
 
+    def record(self, incident: Incident) -> None:
+        """Keep the incident."""
+        self.incidents.append(incident)
+
+
+def by_name(engine: RayEngine) -> dict[str, Actor]:
+    """The actors of an engine."""
+    return {actor.name: actor for actor in engine._chain.actors}
+
 
 def run_with(engine: RayEngine, faults: Sequence[Fault]) -> tuple[list[Told], list[Incident]]:
     """All that an engine tells of a run with faults, and its incidents."""
-    actors = {actor.name: actor for actor in engine._chain.actors}
+    actors = by_name(engine)
     for fault in faults:
-        fault.plant(actors[fault.target])
+        fault.plant(actors)
     keeper, events = Keeper(), list[Event]()
-    for event in engine.train(range(STEPS), CALENDAR, keeper.restore):
+    for event in engine.train(range(STEPS), CALENDAR, keeper):
         keeper.keep(event)
         events.append(event)
-    incidents = [event.incident for event in events if isinstance(event, Recovered)]
-    return told(e for e in events if not isinstance(e, Recovered)), incidents
+    return told(events), keeper.incidents

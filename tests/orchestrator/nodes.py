@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from learning.learners.feedback import FeedbackSettings
 from learning.rules import BLL, Backprop, Local, Rule
-from orchestrator.events import Event, Recovered, StepDone
+from orchestrator.events import Event, StepDone
 from orchestrator.program import Calendar
 from tests.orchestrator.engines import Case, differences, inline_engine, ray_engine, told
 from tests.orchestrator.incidents import Keeper
@@ -48,7 +48,7 @@ def main(rule: str) -> None:
         keeper, events = Keeper(), list[Event]()
         lost: list[str] = []
         with ray_engine(case, 2, "direct") as engine:
-            for event in engine.train(range(STEPS), CALENDAR, keeper.restore):
+            for event in engine.train(range(STEPS), CALENDAR, keeper):
                 keeper.keep(event)
                 events.append(event)
                 if isinstance(event, StepDone) and event.step == KILL_AFTER:
@@ -56,8 +56,8 @@ def main(rule: str) -> None:
                     crowded = max(nodes, key=lambda n: list(where.values()).count(n.node_id))
                     lost = [name for name, node in where.items() if node == crowded.node_id]
                     cluster.remove_node(crowded, allow_graceful=False)
-        incidents = [e.incident.record() for e in events if isinstance(e, Recovered)]
-        mine = told(e for e in events if not isinstance(e, Recovered))
+        incidents = [incident.record() for incident in keeper.incidents]
+        mine = told(events)
         print(
             json.dumps(
                 {"incidents": incidents, "lost": lost, "differences": differences(mine, expected)}

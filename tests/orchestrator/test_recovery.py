@@ -7,6 +7,7 @@ import functools
 import pytest
 
 from actors.operations import Kind
+from learning.errors import UserError
 from learning.learners.feedback import FeedbackSettings
 from learning.rules import BLL, Backprop, Local
 from learning.settings import AdamWSettings
@@ -26,7 +27,7 @@ from tests.orchestrator.engines import (
     start_ray,
     told,
 )
-from tests.orchestrator.incidents import Fault, Keeper, run_with
+from tests.orchestrator.incidents import Fault, Keeper, State, by_name, run_with
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(180)]
 
@@ -46,7 +47,7 @@ FAULTS: dict[str, tuple[str, Transport, list[Fault]]] = {
     "two at once": (
         "backprop",
         "object_store",
-        [Fault("SIGKILL", "block1", (U, 30)), Fault("SIGKILL", "block3", (U, 30))],
+        [Fault("SIGKILL", "block1", (U, 30), also="block3")],
     ),
     "during a snapshot": ("bll", "direct", [Fault("SIGKILL", "block2", (Kind.SNAPSHOT, 24))]),
     "during recovery": (
@@ -55,6 +56,7 @@ FAULTS: dict[str, tuple[str, Transport, list[Fault]]] = {
         [Fault("SIGKILL", "block1", (U, 30)), Fault("SIGKILL", "block2", None)],
     ),
     "a hang": ("local", "direct", [Fault("SIGSTOP", "block2", (U, 30))]),
+    "a hang that answers": ("local", "object_store", [Fault("wait", "block1", (U, 30))]),
 }
 
 
@@ -62,6 +64,8 @@ FAULTS: dict[str, tuple[str, Transport, list[Fault]]] = {
 def _a_step_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a snapshot has reached the driver three steps later."""
     monkeypatch.setattr("orchestrator.stream.CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.stream.STOPPING_SECONDS", 2.0)
+    monkeypatch.setattr("orchestrator.chain.ANSWER_SECONDS", 2.0)
 
 
 @functools.cache
@@ -83,10 +87,9 @@ def test_a_run_with_a_loss_ends_with_the_bits_of_one_without(name: str) -> None:
     assert differences(events, undisturbed(case)) == []
     assert free_cpus() == CPUS
     (incident,) = incidents
-    assert {loss.name for loss in incident.losses} == {fault.target for fault in faults}
-    kinds = {"SIGKILL": "actor", "SIGSTOP": "hang"}
+    kinds = {"SIGKILL": "actor", "SIGSTOP": "hang", "wait": "hang"}
     assert {loss.name: loss.kind for loss in incident.losses} == {
-        fault.target: kinds[fault.kind] for fault in faults
+        name: kinds[fault.kind] for fault in faults for name in (fault.target, fault.also) if name
     }
     at = min(fault.at[1] for fault in faults if fault.at)
     assert incident.resumed == (25 if at > 24 else 0)
@@ -105,7 +108,7 @@ def test_two_incidents_after_one_another() -> None:
     def renewed() -> None:
         renew()
         if chain.incarnation == 2:
-            faults[1].plant(chain.actors[1])
+            faults[1].plant(by_name(engine))
 
     chain.renew = renewed  # type: ignore[method-assign]
     try:
@@ -118,14 +121,55 @@ def test_two_incidents_after_one_another() -> None:
     assert chain.incarnation == 3
 
 
+def test_a_loss_that_comes_again_and_again_ends_the_run() -> None:
+    engine = start_ray(CASES["local"], 2, "direct")
+    chain, renew = engine._chain, engine._chain.renew
+    fault = Fault("SIGKILL", "block3", (U, 5))
+
+    def renewed() -> None:
+        renew()
+        fault.plant(by_name(engine))
+
+    chain.renew = renewed  # type: ignore[method-assign]
+    fault.plant(by_name(engine))
+    keeper = Keeper()
+    try:
+        with pytest.raises(ActorLostError, match="did not get past step [345] in 3 attempts"):
+            list(engine.train(range(STEPS), CALENDAR, keeper))
+    finally:
+        engine.close()
+    assert 4 <= len(keeper.incidents) <= 9  # at most three for each of the steps 3, 4 and 5
+    assert [i.ended for i in keeper.incidents] == [False] * (len(keeper.incidents) - 1) + [True]
+    assert [i.number for i in keeper.incidents] == list(range(1, len(keeper.incidents) + 1))
+
+
+def test_what_cannot_be_restored_ends_the_run_and_is_recorded() -> None:
+    class Torn(Keeper):
+        def restore(self, at_most: int) -> tuple[int, State | None]:
+            raise UserError("no checkpoint is whole")
+
+    engine = start_ray(CASES["local"], 2, "direct")
+    Fault("SIGKILL", "block2", (U, 3)).plant(by_name(engine))
+    keeper = Torn()
+    try:
+        with pytest.raises(UserError, match="no checkpoint is whole"):
+            list(engine.train(range(STEPS), CALENDAR, keeper))
+    finally:
+        engine.close()
+    (incident,) = keeper.incidents
+    assert incident.ended and incident.losses[0].name == "block2"
+    assert "the run ended" in incident.sentence()
+    assert free_cpus() == CPUS
+
+
 def test_more_incidents_than_allowed_end_the_run_and_free_the_cluster() -> None:
     engine = start_ray(CASES["local"], 2, "direct", recovery=RecoverySettings(max_failures=0))
     actors = engine._chain.actors
-    Fault("SIGKILL", "block2", (U, 30)).plant(actors[1])
+    Fault("SIGKILL", "block2", (U, 30)).plant(by_name(engine))
     keeper, seen = Keeper(), []
     try:
         with pytest.raises(ActorLostError, match="block2 was lost: .*max_failures = 0"):
-            for event in engine.train(range(STEPS), CALENDAR, keeper.restore):
+            for event in engine.train(range(STEPS), CALENDAR, keeper):
                 keeper.keep(event)
                 seen.append(event)
     finally:
@@ -140,11 +184,11 @@ def test_more_incidents_than_allowed_end_the_run_and_free_the_cluster() -> None:
 def test_a_loss_ends_the_run_where_there_is_no_way_back(way: str) -> None:
     settings = RecoverySettings(mode="off" if way == "off" else "exact")
     engine = start_ray(CASES["local"], 2, "object_store", recovery=settings)
-    Fault("SIGKILL", "block2", (U, 3)).plant(engine._chain.actors[1])
-    restore = Keeper().restore if way == "off" else None
+    Fault("SIGKILL", "block2", (U, 3)).plant(by_name(engine))
+    keeper = Keeper() if way == "off" else None
     try:
         with pytest.raises(ActorLostError, match="^block2 was lost: "):
-            list(engine.train(range(STEPS), CALENDAR, restore))
+            list(engine.train(range(STEPS), CALENDAR, keeper))
     finally:
         engine.close()
     assert free_cpus() == CPUS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,8 @@ from learning.errors import NonFiniteLossError, UserError
 from orchestrator.events import (
     Evaluated,
     Event,
+    Kept,
     Metrics,
-    Restore,
     SnapshotTaken,
     StepDone,
     Worked,
@@ -55,9 +56,7 @@ class Scripted:
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
         raise AssertionError("the trainer loads nothing")
 
-    def train(
-        self, steps: range, calendar: Calendar, restore: Restore | None = None
-    ) -> Iterator[Event]:
+    def train(self, steps: range, calendar: Calendar, kept: Kept | None = None) -> Iterator[Event]:
         yield from self.events
         if self.error is not None:
             raise self.error
@@ -273,3 +272,52 @@ def test_a_real_engine_is_recorded_whole_and_its_checkpoint_resumes(run: RunDire
     expected, saved = snapshot_of(events, 8).state, run.checkpoints.load(9).state
     for learner, tensors in expected.items():
         assert all(torch.equal(saved[learner][name], t) for name, t in tensors.items())
+
+
+def test_what_is_restored_is_the_last_checkpoint_that_is_whole(
+    run: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (4, 6, 8):
+        state = {"block1": {"model.w": torch.full((2,), float(step))}}
+        run.checkpoints.save(step, state, plan_hash="0123", rule=RULE, metrics=None)
+    mine = trainer(run)
+    assert mine.restore(9) == (0, None)  # none is marked: they are of another past
+    run.checkpoints.mark(last=6)
+    assert mine.restore(9)[0] == 6
+    assert mine.restore(5)[0] == 4
+    assert mine.restore(3) == (0, None)
+    (file,) = (run.path / "checkpoints").glob("step-00000006*/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    step, restored = mine.restore(9)
+    assert step == 4 and restored is not None
+    assert torch.equal(restored["block1"]["model.w"], torch.full((2,), 4.0))
+    assert "checkpoint 6 is skipped" in caplog.text
+
+
+def test_a_run_that_began_at_a_checkpoint_has_no_other_start(run: RunDirectory) -> None:
+    mine = trainer(run)
+    mine.train(Scripted([]), range(10, 20), Calendar())
+    with pytest.raises(UserError, match="no checkpoint of .* up to step 15 is whole"):
+        mine.restore(15)
+
+
+def test_incidents_are_written_down_and_told(run: RunDirectory) -> None:
+    recorder = Recorder()
+    trainer(run, recorder).record(Incident(3, 1.5, 12, resumed=8, seconds={"ending": 0.5}))
+    (line,) = (run.path / "incidents.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert (record["number"], record["steps_lost"], record["action"]) == (
+        3,
+        4,
+        "replaced and replayed",
+    )
+    assert recorder.heard == [("recovered", 3)]
+
+
+def test_a_loss_that_is_not_finite_is_an_incident_that_ends_the_run(run: RunDirectory) -> None:
+    with pytest.raises(NonFiniteLossError):
+        train(run, [], NonFiniteLossError(2, 7, math.nan))
+    (line,) = (run.path / "incidents.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert (record["action"], record["step"]) == ("ended", 7)
+    assert (record["losses"][0]["name"], record["losses"][0]["kind"]) == ("block2", "not finite")
