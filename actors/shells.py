@@ -81,8 +81,9 @@ class _Shell:
     def _let_go(self) -> None:
         """Leave nothing of the last incarnation: a new learner needs the memory of the old one."""
         life, self._life = self._life, None
-        if life is not None:
-            life.executor.abandon()
+        if life is None:
+            return
+        life.executor.abandon()
         if self._receiver is not None:
             self._receiver.close()
             self._receiver = None

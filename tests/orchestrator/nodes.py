@@ -22,7 +22,7 @@ from orchestrator.program import Calendar
 from tests.orchestrator.engines import Case, differences, inline_engine, ray_engine, told
 from tests.orchestrator.incidents import Keeper
 
-STEPS, EVERY, KILL_AFTER = 2000, 250, 600
+STEPS, EVERY, KILL_AFTER = 1200, 200, 450
 RULES: dict[str, Rule] = {
     "backprop": Backprop(),
     "local": Local(),

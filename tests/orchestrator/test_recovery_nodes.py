@@ -29,4 +29,4 @@ def test_blocks_of_a_killed_node_go_on_elsewhere_with_the_same_bits(rule: str) -
     (incident,) = said["incidents"]
     losses = {loss["name"]: loss["kind"] for loss in incident["losses"]}
     assert losses == dict.fromkeys(said["lost"], "node") and len(losses) >= 2
-    assert incident["resumed"] % 250 == 0 and incident["resumed"] >= 500
+    assert incident["resumed"] % 200 == 0 and incident["resumed"] >= 400
