@@ -41,3 +41,9 @@ def ray_cluster(home: Path) -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test cuts the power, and waiting for the disk is slow."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)

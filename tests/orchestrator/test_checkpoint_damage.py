@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -22,10 +21,7 @@ from tests.orchestrator.checkpointing import (
     seed_of,
 )
 
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # no test cuts the power, and it is slow
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "block1.safetensors"])

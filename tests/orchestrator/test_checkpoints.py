@@ -23,10 +23,7 @@ from tests.orchestrator.checkpointing import (
     seed_of,
 )
 
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # no test cuts the power, and it is slow
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

@@ -18,10 +18,7 @@ from tests.orchestrator.checkpointing import (
 )
 from tests.orchestrator.faults import with_faults
 
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # no test cuts the power, and it is slow
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -25,9 +25,7 @@ CONFIG = {"rule": {"kind": "bll", "lr": 1e-08, "betas": (0.9, 0.5)}, "name": "1e
 PLAIN = {"rule": {"kind": "bll", "lr": 1e-08, "betas": [0.9, 0.5]}, "name": "1e-3", "é": None}
 
 
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # no test cuts the power, and it is slow
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def make(path: Path) -> RunDirectory:

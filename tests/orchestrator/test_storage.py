@@ -25,10 +25,7 @@ from tests.orchestrator.bucket import Bucket, with_faults
 from tests.orchestrator.checkpointing import checkpoints_in, save, seed_of
 from tests.orchestrator.runs import PLAN
 
-
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # no test cuts the power, and it is slow
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.fixture(params=["local", "bucket", "directories"])

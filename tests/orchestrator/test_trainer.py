@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -35,9 +34,7 @@ from tests.orchestrator.runs import PLAN, spans_of
 RULE = {"kind": "local"}
 
 
-@pytest.fixture(autouse=True)
-def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # no test cuts the power, and it is slow
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.fixture
