@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint results throughput hop reach clean
+.PHONY: demo test lint results throughput hop reach punisher snapshots endurance clean
 
 demo: $(INSTALLED)
 	$(BIN)/blocklocal train examples/digits.yaml
@@ -29,6 +29,15 @@ hop: $(INSTALLED)
 
 reach: $(INSTALLED)
 	$(BIN)/python -m benchmarks.reach
+
+punisher: $(INSTALLED)
+	$(BIN)/python -m benchmarks.punisher
+
+snapshots: $(INSTALLED)
+	$(BIN)/python -m benchmarks.snapshots
+
+endurance: $(INSTALLED)
+	$(BIN)/python -m benchmarks.endurance
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

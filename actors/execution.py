@@ -7,18 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
 
-from actors import wire
 from actors.mailbox import Mailbox, StoppedError
 from actors.operations import Doing, Kind, Operation, Report, Span
 from actors.transport import Channel
-from actors.wire import detach_state
-from learning.data import Batches
 from learning.errors import UserError
-from learning.learners.block import BlockLearner
-from learning.learners.feedback import FeedbackLearner, table_step
-from learning.messages import Key, Message, Post, block_name
+from learning.messages import Post
 
 
 class Executor(ABC):
@@ -27,6 +21,7 @@ class Executor(ABC):
     def __init__(self, mailbox: Mailbox, threads: int) -> None:
         self.mailbox, self.threads = mailbox, threads
         self.channels: Mapping[str, Channel] = {}  # by the receiver's name
+        self._retired: list[Channel] = []
         self.report = Report()
         self._current: tuple[Operation, int] | None = None  # and when it began, without waits
         self._longest: dict[Kind, int] = {}  # nanoseconds
@@ -82,10 +77,28 @@ class Executor(ABC):
         longest = self._longest.get(operation.kind)
         return Doing(operation, seconds, waiting, None if longest is None else longest / 1e9)
 
+    def connect(self, added: Mapping[str, Channel], gone: Sequence[str] = ()) -> None:
+        """Add channels, in the place of any to the same name, and drop those to who is gone.
+
+        What is dropped is closed at the next call, when all are past this step: who is at the other
+        end may be behind, and would take the end of a channel for the loss of this actor.
+        """
+        for channel in self._retired:
+            channel.close()
+        dropped = {*added, *gone}
+        self._retired = [c for name, c in self.channels.items() if name in dropped]
+        kept = {name: c for name, c in self.channels.items() if name not in dropped}
+        self.channels = {**kept, **added}
+
+    def leave(self) -> None:
+        """Say farewell to all that something was sent to."""
+        for channel in [*self.channels.values(), *self._retired]:
+            channel.leave()
+
     def abandon(self) -> None:
         """End the program, wherever it waits; nothing is sent or received any more."""
         self.mailbox.fail(StoppedError())
-        for channel in self.channels.values():
+        for channel in [*self.channels.values(), *self._retired]:
             channel.close()
 
     @abstractmethod
@@ -96,148 +109,3 @@ class Executor(ABC):
         """Send over this actor's channels."""
         for post in posts:
             self.report.bytes_sent += self.channels[post.to].send(post.key, post.message)
-
-
-class Source:
-    """Makes the batches that block 1 takes.
-
-    Args:
-        evaluation_batch: rows of a batch of an evaluation.
-    """
-
-    def __init__(self, batches: Batches, evaluation_batch: int) -> None:
-        self.batches, self.evaluation_batch = batches, evaluation_batch
-
-    def post(self, op: Operation) -> Post:
-        """The message of an operation: a shard of its step, or a batch of an evaluation."""
-        if op.split:
-            x, y = self.batches.evaluation_batch(op.split, op.shard, self.evaluation_batch)
-            key = Key("e", op.step, op.shard, split=op.split)
-        else:
-            x, y = self.batches.shard(op.step, op.shard)
-            key = Key("x", op.step, op.shard)
-        return Post(block_name(1), key, {"x": x, "y": y})
-
-
-class SourceExecutor(Executor):
-    """Makes batches and sends them to block 1."""
-
-    def __init__(self, source: Source, mailbox: Mailbox, threads: int) -> None:
-        super().__init__(mailbox, threads)
-        self.source = source
-
-    def execute(self, op: Operation) -> None:
-        self.send([self.source.post(op)])
-
-
-class BlockExecutor(Executor):
-    """Runs one block's operations on its learner.
-
-    Args:
-        delay: d: step t uses the table of step t-d.
-        source: makes the batches, where block 1 does that itself.
-    """
-
-    def __init__(
-        self,
-        learner: BlockLearner,
-        delay: int,
-        mailbox: Mailbox,
-        threads: int,
-        source: Source | None = None,
-    ) -> None:
-        super().__init__(mailbox, threads)
-        self.learner, self.delay, self.source = learner, delay, source
-        self._table: tuple[int, Message | None] = (-1, None)
-
-    def execute(self, op: Operation) -> None:
-        learner, step, shard = self.learner, op.step, op.shard
-        if op.kind is Kind.BATCH:
-            assert self.source is not None
-            self._deliver(self.source, op)
-        elif op.kind is Kind.FORWARD:
-            message = self.mailbox.take(Key("x", step, shard))
-            mixes = learner.forward_needs_feedback(step)
-            table = self._feedback(step) if mixes else None
-            self.send(learner.forward(step, shard, message, table))
-        elif op.kind is Kind.ASSESS:
-            self.send(learner.assess(step, shard, self._feedback(step)))
-        elif op.kind is Kind.GRADIENT:
-            message = self.mailbox.take(Key("g", step, shard, op.origin))
-            self.send(learner.receive(step, shard, op.origin, message))
-        elif op.kind is Kind.PUBLISH:
-            self.send(learner.publish(step))
-        elif op.kind is Kind.READ:
-            learner.read(self.mailbox.take(Key("weights", step, 0, op.origin)))
-        elif op.kind is Kind.UPDATE:
-            self.report.steps[step] = learner.update(step)
-        elif op.kind is Kind.EVALUATE:
-            if self.source is not None:
-                self._deliver(self.source, op)
-            message = self.mailbox.take(Key("e", step, shard, split=op.split))
-            on = learner.infer(op.split, message, self._feedback(step))
-            if learner.index < learner.last:
-                key = Key("e", step, shard, split=op.split)
-                self.send([Post(block_name(learner.index + 1), key, on)])
-        elif op.kind is Kind.TALLY:
-            metrics = learner.end_evaluation(op.split)
-            self.report.evaluations.append((step, op.split, metrics))
-        elif op.kind is Kind.SNAPSHOT:
-            self.report.snapshots[step] = detach_state(learner.state_dict())
-        else:
-            raise AssertionError(op)
-
-    def load(self, state: dict[str, Tensor], step: int) -> None:
-        """Load a snapshot; training goes on at `step`."""
-        self._table = (-1, None)
-        _load(self, self.learner, state, step)
-
-    def _deliver(self, source: Source, op: Operation) -> None:
-        """Make a batch and put it where a message would lie."""
-        post = source.post(op)
-        self.mailbox.put(post.key, wire.place(post.message, self.learner.device))
-
-    def _feedback(self, step: int) -> Message | None:
-        if not self.learner.needs_feedback:
-            return None
-        wanted = table_step(step, self.delay)
-        if self._table[0] != wanted:
-            self._table = (wanted, self.mailbox.take(Key("table", wanted)))
-        return self._table[1]
-
-
-class FeedbackExecutor(Executor):
-    """Runs one feedback module's operations on its learner."""
-
-    def __init__(
-        self, learner: FeedbackLearner, *, top: bool, mailbox: Mailbox, threads: int
-    ) -> None:
-        super().__init__(mailbox, threads)
-        self.learner, self.top = learner, top
-
-    def execute(self, op: Operation) -> None:
-        learner, step = self.learner, op.step
-        if op.kind is Kind.TABLE:
-            upstream = None if self.top else self.mailbox.take(Key("raw", step))
-            self.send(learner.forward(step, upstream))
-        elif op.kind is Kind.READOUT:
-            readout = self.mailbox.take(Key("readout", step, op.shard))
-            learner.receive(step, op.shard, readout)
-        elif op.kind is Kind.FEEDBACK_UPDATE:
-            self.report.steps[step] = learner.update(step)
-        elif op.kind is Kind.SNAPSHOT:
-            self.report.snapshots[step] = detach_state(learner.state_dict())
-        else:
-            raise AssertionError(op)
-
-    def load(self, state: dict[str, Tensor], step: int) -> None:
-        """Load a snapshot; training goes on at `step`."""
-        _load(self, self.learner, state, step)
-
-
-def _load(
-    executor: Executor, learner: BlockLearner | FeedbackLearner, state: dict[str, Tensor], step: int
-) -> None:
-    """Load a learner and send again what was under way when the snapshot was taken."""
-    learner.load_state_dict(state)
-    executor.send(learner.in_flight.from_step(step))

@@ -27,6 +27,10 @@ class Kind(StrEnum):
     EVALUATE = "E"  # source, block: one evaluation batch
     TALLY = "T"  # block: close the evaluation of a split
     SNAPSHOT = "S"  # block, feedback module: copy the state
+    HAND_OVER = "H"  # block, feedback module: send the state to who goes on with a copy of it
+    JOIN = "J"  # block, feedback module: take a state and go on from it
+    RESEND = "N"  # block, feedback module: send again what is under way to one that is new
+    LEAVE = "Q"  # all: say that nothing comes any more
 
 
 class Operation(NamedTuple):
@@ -37,6 +41,7 @@ class Operation(NamedTuple):
         step: of the work; a delayed gradient is of an earlier step than the update it enters.
         origin: block whose loss a gradient, or whose unit the weights, come from.
         split: data split of an evaluation.
+        to: whom a state, or what is under way, is sent.
     """
 
     kind: Kind
@@ -44,6 +49,7 @@ class Operation(NamedTuple):
     shard: int = 0
     origin: int = 0
     split: str = ""
+    to: str = ""
 
 
 class Span(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import ray
@@ -13,20 +13,18 @@ from ray.actor import ActorClass
 from torch import Tensor
 
 from actors import wire
-from actors.direct import DirectChannel, Endpoint, Receiver
-from actors.execution import (
-    BlockExecutor,
-    Executor,
-    FeedbackExecutor,
-    Source,
-    SourceExecutor,
-)
+from actors.direct import DirectChannel
+from actors.execution import Executor
+from actors.executors import BlockExecutor, FeedbackExecutor, Source, SourceExecutor
 from actors.mailbox import Mailbox, StoppedError
 from actors.memory import keep_freed_memory
 from actors.operations import Doing, Operation, Report
+from actors.receiver import Receiver
+from actors.sockets import Endpoint, PeerLostError
 from actors.transport import Channel, ObjectStoreChannel
 from learning.build import Program, build_block, build_feedback
 from learning.data import AugmentSettings, Batches, Dataset, DataSettings, load_dataset
+from learning.errors import UserError
 from learning.messages import Key
 from learning.units import Unit
 
@@ -53,6 +51,19 @@ class Life(NamedTuple):
 
     incarnation: int
     executor: Executor
+
+
+class Change(NamedTuple):
+    """What changes in an actor's connections.
+
+    Attributes:
+        added: name of the receiver to (peer, window). A peer is the receiving actor, or its
+            endpoint where it takes direct messages; this actor then listens as well.
+        gone: names of receivers that are sent nothing more.
+    """
+
+    added: Mapping[str, tuple[Any, int | None]]
+    gone: tuple[str, ...] = ()
 
 
 class FencedError(RuntimeError):
@@ -152,15 +163,13 @@ class _Shell:
         return self._receiver.endpoint
 
     @ray.method
-    def connect(self, channels: Mapping[str, tuple[Any, int | None]]) -> None:
-        """Set this actor's channels: name of the receiver to (peer, window).
+    def connect(self, change: Change) -> None:
+        """Change this actor's connections."""
+        self._rewire(change)
 
-        A peer is the receiving actor, or its endpoint where it takes direct messages; this actor
-        then listens as well.
-        """
-        self._executor.channels = {
-            name: self._channel(peer, window) for name, (peer, window) in channels.items()
-        }
+    def _rewire(self, change: Change) -> None:
+        added = {name: self._channel(*channel) for name, channel in change.added.items()}
+        self._executor.connect(added, change.gone)
 
     def _channel(self, peer: Any, window: int | None) -> Channel:
         if not isinstance(peer, Endpoint):
@@ -171,8 +180,20 @@ class _Shell:
         return DirectChannel(me.name, me.node, peer, self._secret, window)
 
     @ray.method
-    def run(self, operations: Sequence[Operation]) -> Report:
-        """Execute a chunk of this actor's program."""
+    def run(self, operations: Sequence[Operation], change: Change | None = None) -> Report:
+        """Execute a chunk of this actor's program.
+
+        Args:
+            change: of the connections, before it.
+
+        Raises:
+            PeerLostError: when one that is new cannot be reached.
+        """
+        if change is not None:
+            try:
+                self._rewire(change)
+            except UserError as error:
+                raise PeerLostError(" or ".join(change.added)) from error
         return self._executor.run(operations)
 
 
@@ -203,60 +224,97 @@ class BatchSettings(NamedTuple):
 class _Source(_Shell):
     @ray.method
     def build(
-        self, incarnation: int, program: Program, batches: BatchSettings, threads: int
+        self, incarnation: int, keep: bool, program: Program, batches: BatchSettings, threads: int
     ) -> None:
         """Make the executor of an incarnation of the chain."""
         self._let_go()
         self._begin(incarnation, SourceExecutor(batches.source(program), Mailbox(), threads))
 
 
-class _Block(_Shell):
+class _Learning(_Shell):
+    """What blocks and feedback modules share: states."""
+
+    @property
+    def _learner(self) -> BlockExecutor | FeedbackExecutor:
+        executor = self._executor
+        assert isinstance(executor, BlockExecutor | FeedbackExecutor)
+        return executor
+
+    @ray.method
+    def load(self, state: dict[str, Tensor], step: int) -> None:
+        """Load a snapshot; training goes on at `step`."""
+        self._learner.load(state, step)
+
+    @ray.method
+    def take_learnt(self, state: dict[str, Tensor], finished: int) -> None:
+        """Load what a snapshot has learnt up to step `finished`, without what was under way."""
+        self._learner.take_learnt(state, finished)
+
+    @ray.method
+    def finished(self) -> int:
+        """The step of the last update, -1 before the first."""
+        return -1 if self._life is None else self._learner.finished
+
+    def _become(self, incarnation: int, keep: bool, make: Callable[[], Executor]) -> None:
+        """Become a part of another incarnation.
+
+        Args:
+            keep: what was learnt in the last one; an unfinished step is forgotten in any case.
+        """
+        keep = keep and self._life is not None
+        learnt = (self._learner.state(), self._learner.finished) if keep else None
+        self._let_go()
+        self._begin(incarnation, make())
+        if learnt is not None:
+            self._learner.take_learnt(*learnt)
+
+
+class _Block(_Learning):
     @ray.method
     def build(
         self,
         incarnation: int,
+        keep: bool,
         program: Program,
         k: int,
         units: Sequence[Unit],
         later: Sequence[Sequence[Unit]],
         threads: int,
         batches: BatchSettings | None,
+        lane: int,
     ) -> None:
         """Make the learner and executor of an incarnation of the chain.
 
         Args:
+            keep: what was learnt in the last one.
             batches: from which block 1 makes its own.
+            lane: number of the lane that it is in.
         """
-        self._let_go()
-        torch.set_num_threads(threads)
-        learner = build_block(program, k, units, self._device, later)
-        source = None if batches is None else batches.source(program)
-        executor = BlockExecutor(learner, program.feedback_delay, Mailbox(), threads, source)
-        self._begin(incarnation, executor)
 
+        def make() -> Executor:
+            torch.set_num_threads(threads)
+            learner = build_block(program, k, units, self._device, later)
+            source = None if batches is None else batches.source(program)
+            delay = program.feedback_delay
+            return BlockExecutor(learner, delay, Mailbox(), threads, source, lane)
+
+        self._become(incarnation, keep, make)
+
+
+class _Feedback(_Learning):
     @ray.method
-    def load(self, state: dict[str, Tensor], step: int) -> None:
-        """Load a snapshot; training goes on at `step`."""
-        assert isinstance(self._executor, BlockExecutor)
-        self._executor.load(state, step)
+    def build(
+        self, incarnation: int, keep: bool, program: Program, k: int, threads: int, lane: int
+    ) -> None:
+        """Make the learner and executor of an incarnation of the chain, as in a block."""
 
+        def make() -> Executor:
+            torch.set_num_threads(threads)
+            learner = build_feedback(program, k, self._device)
+            top = k == program.feedback_modules or not program.feedback_chain
+            return FeedbackExecutor(learner, top=top, mailbox=Mailbox(), threads=threads, lane=lane)
 
-class _Feedback(_Shell):
-    @ray.method
-    def build(self, incarnation: int, program: Program, k: int, threads: int) -> None:
-        """Make the learner and executor of an incarnation of the chain."""
-        self._let_go()
-        torch.set_num_threads(threads)
-        learner = build_feedback(program, k, self._device)
-        top = k == program.feedback_modules or not program.feedback_chain
-        executor = FeedbackExecutor(learner, top=top, mailbox=Mailbox(), threads=threads)
-        self._begin(incarnation, executor)
-
-    @ray.method
-    def load(self, state: dict[str, Tensor], step: int) -> None:
-        """Load a snapshot; training goes on at `step`."""
-        assert isinstance(self._executor, FeedbackExecutor)
-        self._executor.load(state, step)
+        self._become(incarnation, keep, make)
 
 
 class ActorClasses(NamedTuple):

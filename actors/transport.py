@@ -30,6 +30,10 @@ class Channel(Protocol):
         """Send; blocks while the window is full. Returns the bytes sent."""
         ...
 
+    def leave(self) -> None:
+        """Say that nothing comes any more; returns when the receiver has all that was sent."""
+        ...
+
     def close(self) -> None:
         """Let go of the connection."""
         ...
@@ -52,7 +56,8 @@ class ObjectStoreChannel:
     without a copy; smaller ones ride in the call. The reference dies when the message is taken.
 
     Args:
-        receiver: handle of an actor with `deliver(key, arrays, hold, incarnation)`.
+        receiver: handle of an actor with `deliver(key, arrays, hold, incarnation)` and, answered
+            after what was delivered before, `identify()`.
         window: most messages that may be under way or waiting at the receiver; None where the
             data flow itself bounds them (gradients, readouts, tables).
         incarnation: of the chain that sender and receiver are in; any other refuses the messages.
@@ -89,6 +94,10 @@ class ObjectStoreChannel:
         call = self._receiver.deliver.remote(key, arrays, True, self._incarnation)
         self._under_way.append(call)
         return wire.size(arrays)
+
+    def leave(self) -> None:
+        """Wait until the receiver has all: Ray drops what a sender that ended had in its store."""
+        ray.get([*self._under_way, self._receiver.identify.remote()])
 
     def close(self) -> None:
         """Nothing to do: references die with the channel, and Ray ends calls to who is lost."""

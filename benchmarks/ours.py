@@ -9,7 +9,7 @@ from benchmarks.measuring import Sample, cpu_seconds
 from benchmarks.workloads import Workload, configuration, prepared
 from blocklocal.config import RunConfig
 from learning.messages import block_name
-from orchestrator.chain import SourcePlace, Transport
+from orchestrator.chain import Chain, SourcePlace, Transport
 from orchestrator.engine import RayEngine
 from orchestrator.events import StepDone, Worked
 from orchestrator.program import Calendar
@@ -66,16 +66,18 @@ def _train(
     """
     ready = prepared(workload, config)
     engine = RayEngine(
-        ready.program,
-        ready.plan,
-        ready.plan.units_of_blocks(ready.units),
-        ready.dataset,
-        config.data.augment,
-        evaluation_batch=workload.batch,
-        threads=ready.threads,
-        window=config.engine.window,
-        transport=config.engine.transport,
-        source=ready.source,
+        Chain(
+            ready.program,
+            ready.plan,
+            ready.plan.units_of_blocks(ready.units),
+            ready.dataset,
+            config.data.augment,
+            evaluation_batch=workload.batch,
+            threads=ready.threads,
+            window=config.engine.window,
+            transport=config.engine.transport,
+            source=ready.source,
+        )
     )
     spans: dict[str, list[Span]] = {}
     looks: list[tuple[int, dict[str, float]]] = []

@@ -33,6 +33,7 @@ from blocklocal import arrays_dataset
 from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, make_config
 from blocklocal.preparation import prepare
+from orchestrator.chain import Chain
 from orchestrator.engine import RayEngine
 from orchestrator.events import Worked
 from orchestrator.program import Calendar
@@ -98,14 +99,16 @@ def step_ms(blocks: int, rule: dict[str, Any], grain: float, steps: int) -> floa
     data = arrays_dataset(x, np.arange(64) % CLASSES, x, np.arange(64) % CLASSES, validation=0)
     ready = prepare(configuration(blocks, rule, steps), model=model, dataset=data)
     engine = RayEngine(
-        ready.program,
-        ready.plan,
-        ready.plan.units_of_blocks(ready.units),
-        ready.dataset,
-        ready.config.data.augment,
-        evaluation_batch=BATCH,
-        threads=1,
-        window=3,
+        Chain(
+            ready.program,
+            ready.plan,
+            ready.plan.units_of_blocks(ready.units),
+            ready.dataset,
+            ready.config.data.augment,
+            evaluation_batch=BATCH,
+            threads=1,
+            window=3,
+        )
     )
     updates = []
     try:

@@ -25,7 +25,6 @@ import psutil
 import torch
 from torch import nn
 
-from actors.operations import Span
 from benchmarks import records
 from blocklocal import arrays_dataset
 from blocklocal.clusters import cluster
@@ -35,6 +34,7 @@ from blocklocal.training import train
 from orchestrator.events import Metrics
 from orchestrator.incidents import Incident
 from orchestrator.placement import even_cpus
+from orchestrator.trainer import Observer
 
 WIDTH, BATCH, CLASSES = 16, 8, 4
 DAEMONS = {"gcs_server": "gcs", "raylet": "raylet"}
@@ -42,7 +42,7 @@ MIB = 2**20
 
 
 @dataclass
-class Marks:
+class Marks(Observer):
     """An observer that reads clocks and memory after chosen steps."""
 
     after: frozenset[int]
@@ -52,14 +52,8 @@ class Marks:
         if step + 1 in self.after:
             self.made.append(state(step + 1))
 
-    def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
-        """Evaluations come after the last mark."""
-
     def recovered(self, incident: Incident) -> None:
         raise AssertionError(f"the measurement is spoiled: {incident.sentence()}")
-
-    def worked(self, actor: str, spans: Sequence[Span]) -> None:
-        """Only the driver and the daemons are watched."""
 
 
 def state(step: int) -> dict[str, float]:

@@ -6,7 +6,8 @@ The machine is described once, by `benchmarks/simulation_calibration.py`, from r
 those predicted here. Then in each repeat each configuration's operations are measured in this
 process (`orchestrator/costs.py`), its steps/s predicted from them, and the same configuration run
 with the Ray engine: one after the other, so that a slow minute of the machine is in both. The error
-is that of the median prediction against the median rate.
+is that of the median prediction against the median rate. Some configurations run twice: block 1
+makes the batches, or an actor of their own.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from benchmarks.simulation_calibration import calibrate, rate, run
 from benchmarks.workloads import Workload, configuration, prepared
 from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, make_config
+from orchestrator.chain import SourcePlace
 from orchestrator.clusters import ClusterDescription
 from orchestrator.costs import measure_costs
 from orchestrator.simulation import simulate
@@ -39,21 +41,23 @@ RULES: dict[str, tuple[dict[str, Any], int]] = {
     "backprop, gpipe, 4 shards": ({"kind": "backprop", "order": "gpipe"}, 4),
 }
 SIZES = {"512 wide, batch 64": (512, 64), "1024 wide, batch 128": (1024, 128)}
+MAKERS: dict[SourcePlace, str] = {"block1": "batches by block 1", "actor": "batches by an actor"}
 LIMIT = 0.10
 """The error that is asked for."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration: a rule on a network."""
+    """One configuration: a rule on a network, and who makes its batches."""
 
     rule: str
     size: str
     blocks: int
+    source: SourcePlace = "block1"
 
     @property
     def name(self) -> str:
-        return f"{self.rule}, K = {self.blocks}, {self.size}"
+        return f"{self.rule}, K = {self.blocks}, {self.size}, {MAKERS[self.source]}"
 
     def workload(self, tiny: bool) -> Workload:
         width, batch = SIZES[self.size]
@@ -65,20 +69,24 @@ class Case:
 
     def config(self, workload: Workload, steps: int) -> RunConfig:
         rule, shards = RULES[self.rule]
-        tree = configuration(workload, steps, shards=shards).model_dump(mode="json")
-        return make_config({**tree, "rule": rule})
+        config = configuration(workload, steps, shards=shards, source=self.source)
+        return make_config({**config.model_dump(mode="json"), "rule": rule})
 
 
 CASES = [
     Case("local", "512 wide, batch 64", 2),
+    Case("local", "512 wide, batch 64", 2, "actor"),
     Case("local", "1024 wide, batch 128", 2),
+    Case("local", "1024 wide, batch 128", 2, "actor"),
     Case("local", "1024 wide, batch 128", 4),
     Case("pairwise", "1024 wide, batch 128", 3),
     Case("pairwise", "512 wide, batch 64", 4),
     Case("3-wise", "1024 wide, batch 128", 4),
     Case("bll", "1024 wide, batch 128", 2),
     Case("bll", "512 wide, batch 64", 3),
+    Case("bll", "512 wide, batch 64", 3, "actor"),
     Case("backprop, 1f1b, 4 shards", "1024 wide, batch 128", 2),
+    Case("backprop, 1f1b, 4 shards", "1024 wide, batch 128", 2, "actor"),
     Case("backprop, 1f1b, 4 shards", "512 wide, batch 64", 3),
     Case("backprop, gpipe, 4 shards", "1024 wide, batch 128", 3),
     Case("backprop, gpipe, 4 shards", "512 wide, batch 64", 2),
@@ -95,7 +103,14 @@ def one(case: Case, machine: ClusterDescription, steps: int, tiny: bool) -> dict
     costs = measure_costs(ready.program, blocks, ready.batches, threads=ready.threads, repeats=15)
     # All cores of the machine are shared: the highest device says that the run has them all.
     devices = [machine.devices - 1] * case.blocks
-    predicted = simulate(ready.program, costs, machine, devices, window=config.engine.window)
+    predicted = simulate(
+        ready.program,
+        costs,
+        machine,
+        devices,
+        source=ready.source,
+        window=config.engine.window,
+    )
     spans, _ = run(ready, config, warmup)
     return {
         "predicted": predicted.steps_per_second,

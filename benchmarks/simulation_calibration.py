@@ -11,6 +11,8 @@ Three things are measured, in this order.
    and seconds a byte.
 3. *Daemons*: the CPU time of Ray's own processes and the driver in the same runs, by messages; and
    without messages, while actors wait.
+
+An actor makes the batches here: it sends them, and they are messages like others.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from benchmarks.measuring import cpu_seconds
 from blocklocal import arrays_dataset
 from blocklocal.config import RunConfig, make_config
 from blocklocal.preparation import Prepared, prepare
+from orchestrator.chain import Chain
 from orchestrator.clusters import ClusterDescription, MessageSettings, PathSettings
 from orchestrator.costs import measure_costs
 from orchestrator.engine import RayEngine
@@ -70,7 +73,7 @@ def _thin(features: int, steps: int) -> tuple[RunConfig, Prepared]:
             "rule": {"kind": "backprop"},
             "optimizer": {"kind": "sgd", "lr": 0.0},
             "training": {"steps": steps, "batch": BATCH},
-            "engine": {"resources": {"threads": 1}},
+            "engine": {"resources": {"threads": 1}, "source": "actor"},
             "tracking": {"enabled": False},
         }
     )
@@ -89,16 +92,18 @@ def run(
 ) -> tuple[dict[str, list[Span]], dict[str, float]]:
     """Train on the connected cluster; spans by actor, CPU seconds a step by process."""
     engine = RayEngine(
-        ready.program,
-        ready.plan,
-        ready.plan.units_of_blocks(ready.units),
-        ready.dataset,
-        config.data.augment,
-        evaluation_batch=ready.program.settings.batch,
-        threads=ready.threads,
-        window=config.engine.window,
-        transport="object_store",
-        source="actor",  # as the simulator has it
+        Chain(
+            ready.program,
+            ready.plan,
+            ready.plan.units_of_blocks(ready.units),
+            ready.dataset,
+            config.data.augment,
+            evaluation_batch=ready.program.settings.batch,
+            threads=ready.threads,
+            window=config.engine.window,
+            transport="object_store",
+            source=ready.source,
+        )
     )
     spans: dict[str, list[Span]] = {}
     looks: list[tuple[int, dict[str, float]]] = []

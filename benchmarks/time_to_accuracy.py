@@ -36,6 +36,7 @@ from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, make_config, read_tree
 from blocklocal.preparation import Prepared, prepare
 from learning.sequential import SequentialEngine
+from orchestrator.chain import Chain
 from orchestrator.engine import RayEngine
 from orchestrator.events import Engine, SnapshotTaken, Worked
 from orchestrator.inline import InlineEngine
@@ -120,16 +121,18 @@ def engine_of(ready: Prepared) -> Engine:
             ready.program, blocks, ready.batches, evaluation_batch=size, threads=ready.threads
         )
     return RayEngine(
-        ready.program,
-        ready.plan,
-        blocks,
-        config.data,
-        config.data.augment,
-        evaluation_batch=size,
-        threads=ready.threads,
-        window=config.engine.window,
-        transport=config.engine.transport,
-        source=ready.source,
+        Chain(
+            ready.program,
+            ready.plan,
+            blocks,
+            config.data,
+            config.data.augment,
+            evaluation_batch=size,
+            threads=ready.threads,
+            window=config.engine.window,
+            transport=config.engine.transport,
+            source=ready.source,
+        )
     )
 
 

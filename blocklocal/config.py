@@ -29,6 +29,7 @@ from learning.settings import (
     UpdateSettings,
 )
 from orchestrator.chain import SourcePlace, Transport
+from orchestrator.elasticity import LaneSettings
 from orchestrator.placement import ResourceSettings
 from orchestrator.plan import BlocksSettings
 from orchestrator.recovery import RecoverySettings
@@ -72,6 +73,12 @@ class EngineSettings(Settings):
     source: SourcePlace | None = Field(
         default=None, description="of batches; null: an actor where a core is free, else block 1"
     )
+    rebalance: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="a block moves when it takes this share more of a step than planned; null: no",
+    )
     resources: ResourceSettings = ResourceSettings()
 
 
@@ -101,7 +108,18 @@ class RunConfig(Settings):
     training: TrainingSettings = TrainingSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
     engine: EngineSettings = EngineSettings()
+    lanes: LaneSettings = LaneSettings()
     tracking: TrackingSettings = TrackingSettings()
+
+    @model_validator(mode="after")
+    def _lanes_agree(self) -> Self:
+        if self.engine.recovery.mode == "local" and self.lanes.max > 1:
+            raise ValueError(
+                f"engine.recovery.mode = local lets blocks differ in how far they are, but the "
+                f"lanes of lanes.max = {self.lanes.max} are copies: use mode = exact or "
+                "lanes.max = 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _graphs_need_a_gpu(self) -> Self:

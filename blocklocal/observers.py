@@ -14,15 +14,16 @@ from rich.live import Live
 from rich.table import Table
 
 from actors.operations import Span
-from orchestrator.events import Metrics
+from orchestrator.events import Changed, Metrics
 from orchestrator.incidents import Incident
+from orchestrator.trainer import Observer
 from tuning.tracking import Status, Tracker, reason
 
 _log = logging.getLogger(__name__)
 PLAIN_SECONDS = 5.0  # between plain lines when the output is not a terminal
 
 
-class TrackingObserver:
+class TrackingObserver(Observer):
     """Sends every learner's metrics to MLflow; where that fails, training goes on without it.
 
     To import MLflow and open its database takes longer than the first step, and so a thread does
@@ -46,9 +47,6 @@ class TrackingObserver:
     def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
         self._log(step, split, metrics)
 
-    def worked(self, actor: str, spans: Sequence[Span]) -> None:
-        """Spans stay in the run directory."""
-
     def wait(self) -> Tracker:
         """Wait until MLflow is connected, and hand it what came before.
 
@@ -69,6 +67,9 @@ class TrackingObserver:
 
     def recovered(self, incident: Incident) -> None:
         self._log(incident.step, "incidents", {"all": incident.metrics()})
+
+    def changed(self, change: Changed) -> None:
+        self._log(change.step, "changes", {"all": {"lanes": float(change.lanes)}})
 
     def artifact(self, path: Path, directory: str | None = None) -> None:
         """Send a file."""
@@ -126,7 +127,7 @@ class TrackingObserver:
                 _log.warning("MLflow failed (%s): training goes on without it", reason(error))
 
 
-class Progress:
+class Progress(Observer):
     """Steps a second, loss and accuracy of each block, idle share of each actor.
 
     A live table on a terminal, plain lines elsewhere.
@@ -182,6 +183,10 @@ class Progress:
 
     def recovered(self, incident: Incident) -> None:
         self._console.print(incident.sentence(), soft_wrap=True, highlight=False, markup=False)
+
+    def changed(self, change: Changed) -> None:
+        text = f"before step {change.step}: {change.what}"
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def rate(self) -> float:
         """Steps a second since the first step ended."""

@@ -15,7 +15,7 @@ from blocklocal.balancing import RuleCosts
 from blocklocal.config import RunConfig
 from blocklocal.resuming import with_absolute_paths
 from learning.build import Program
-from learning.checks import check_program
+from learning.checks import check_lanes, check_local_recovery, check_program
 from learning.data import Batches, Dataset, ReversalSettings, TextSettings, load_dataset
 from learning.errors import UserError
 from learning.learners.base import LearnerSettings
@@ -105,6 +105,9 @@ def prepare(
     program = program_of(tuple(b.output_shape for b in plan.blocks))
     shard = _sample(config, dataset, training.batch // training.shards)
     check_program(program, plan.units_of_blocks(units), shard)
+    check_lanes(program, config.lanes.max)
+    if config.engine.recovery.mode == "local":
+        check_local_recovery(program)
     every = training.evaluate_every or batches.steps_per_epoch
     return Prepared(
         _with_threads(config, threads),
@@ -204,7 +207,7 @@ def _with_threads(config: RunConfig, threads: int) -> RunConfig:
 
 def _source(config: RunConfig, blocks: int, threads: int) -> SourcePlace:
     """Who makes the batches: an actor of its own only where the blocks leave it a core."""
-    busy = 0 if config.engine.resources.gpus else threads * blocks
+    busy = 0 if config.engine.resources.gpus else threads * blocks * config.lanes.min
     return config.engine.source or ("actor" if busy < _available() else "block1")
 
 
@@ -218,7 +221,7 @@ def _available() -> float:
 def _cpus(config: RunConfig, blocks: int) -> float:
     if config.engine.resources.cpus is not None:
         return config.engine.resources.cpus
-    return even_cpus(_available(), blocks)
+    return even_cpus(_available(), blocks * config.lanes.min)
 
 
 def _numerics(config: RunConfig) -> Numerics:

@@ -60,7 +60,7 @@ def check_resumable(old: RunConfig, new: RunConfig) -> None:
             f"this run was made with checkpoints.storage = {old.checkpoints.storage} and its "
             f"checkpoints are not in {new.checkpoints.storage}: resume it unchanged"
         )
-    free = {"engine", "tracking", "run", "checkpoints"}
+    free = {"engine", "lanes", "tracking", "run", "checkpoints"}
     for section in RunConfig.model_fields:
         before, after = getattr(old, section), getattr(new, section)
         if section not in free and before != after:

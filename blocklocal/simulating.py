@@ -12,31 +12,21 @@ from rich.table import Table
 
 from blocklocal.preparation import Prepared
 from blocklocal.scaling_picture import draw
+from blocklocal.simulating_schedules import ScheduleChoice, schedules
 from learning.build import Program
 from learning.checks import check_program
 from learning.errors import UserError
-from learning.rules import BLL, Backprop, Interlocking, Local, Rule
+from orchestrator.chain import SourcePlace
 from orchestrator.clusters import ClusterDescription
 from orchestrator.costs import Costs, measure_costs, uncompiled
-from orchestrator.dependencies import SOURCE
 from orchestrator.files import write_file
-from orchestrator.limits import operations_a_step
 from orchestrator.plan import human_bytes
-from orchestrator.simulation import Prediction, in_turns, simulate
+from orchestrator.simulation import alone, in_turns, simulate
+from orchestrator.simulation_machine import Prediction
 from orchestrator.simulation_scale import scale, widen
 
 COUNTS = (2, 8, 64, 1024)
-STAGES = 2
-"""Virtual stages a device, in the interleaved schedule."""
-
-
-@dataclass(frozen=True)
-class ScheduleChoice:
-    """A rule in an order, with one block a device or several virtual stages."""
-
-    name: str
-    rule: Rule
-    stages: int = 1
+MAKERS: dict[SourcePlace, str] = {"block1": "block 1", "actor": "an actor of their own"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +34,13 @@ class Row:
     """A schedule on a number of devices.
 
     Attributes:
+        source: who makes the batches.
         speed_up: over one such device that does all operations itself, without messages.
     """
 
     schedule: str
     devices: int
+    source: SourcePlace
     speed_up: float
     prediction: Prediction
 
@@ -64,6 +56,7 @@ class Row:
         return {
             "schedule": self.schedule,
             "devices": self.devices,
+            "source": self.source,
             "steps_per_second": p.steps_per_second,
             "speed_up": self.speed_up,
             "idle_share": self.idle,
@@ -73,23 +66,6 @@ class Row:
             "steps": len(p.completions),
             "simulation_seconds": p.seconds,
         }
-
-
-def schedules(given: Rule) -> list[ScheduleChoice]:
-    """The schedules that are compared; the configured rule keeps its own settings."""
-    like = {
-        "local": (Local, {}),
-        "pairwise": (Interlocking, {"reach": 2}),
-        "3-wise": (Interlocking, {"reach": 3}),
-        "bll": (BLL, {}),
-        "backprop, gpipe": (Backprop, {"order": "gpipe"}),
-        "backprop, 1f1b": (Backprop, {"order": "1f1b"}),
-    }
-    chosen = [
-        ScheduleChoice(name, given.model_copy(update=more) if type(given) is kind else kind(**more))
-        for name, (kind, more) in like.items()
-    ]
-    return [*chosen, ScheduleChoice(f"interleaved, v = {STAGES}", Backprop(), STAGES)]
 
 
 def counts(text: str | None, cluster: ClusterDescription) -> list[int]:
@@ -158,8 +134,10 @@ def predict(
 ) -> list[Row]:
     """Measure each rule here and simulate each schedule on each number of devices.
 
-    A schedule that cannot be measured on this network is left out, with the reason said.
+    The batches are made where the run would make them. A schedule that cannot be measured on this
+    network is left out, with the reason said.
     """
+    say(f"batches are made by {MAKERS[prepared.source]} (engine.source={prepared.source})")
     rows: list[Row] = []
     measured: dict[str, Costs] = {}
     for choice in schedules(prepared.config.rule):
@@ -202,28 +180,15 @@ def _predict(
         wide = widen(program, blocks)
         costs = scale(measured, program, blocks, share=1 / choice.stages)
         prediction = simulate(
-            wide, costs, cluster, in_turns(blocks, n), window=prepared.config.engine.window
+            wide,
+            costs,
+            cluster,
+            in_turns(blocks, n),
+            source=prepared.source,
+            window=prepared.config.engine.window,
         )
-        speed_up = prediction.steps_per_second * alone(wide, costs, cluster)
-        yield Row(choice.name, n, speed_up, prediction)
-
-
-def alone(program: Program, costs: Costs, cluster: ClusterDescription) -> float:
-    """Seconds of a step on one device of `cluster` that does everything itself.
-
-    Nothing is sent, and no other device is busy. A core does by itself what the costs' threads do
-    on as many cores, and makes the batches too, which has its own processor beside accelerators.
-    """
-    on_cores = cluster.kind == "cpu"
-    seconds = 0.0
-    for name, kinds in operations_a_step(program).items():
-        if name == SOURCE and not on_cores:
-            continue
-        threads = costs.threads if on_cores and name != SOURCE else 1
-        for kind, count in kinds.items():
-            each = costs.operations[name, kind].seconds / cluster.speed + cluster.overhead
-            seconds += count * each * threads
-    return seconds
+        one = alone(wide, costs, cluster, prepared.source)
+        yield Row(choice.name, n, prepared.source, prediction.steps_per_second * one, prediction)
 
 
 def table(rows: Sequence[Row], shards: int) -> Table:

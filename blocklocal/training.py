@@ -16,6 +16,7 @@ from blocklocal.observers import TrackingObserver
 from blocklocal.preparation import Prepared
 from blocklocal.resuming import check_same_network, recorded, start_of
 from learning.data import Dataset
+from orchestrator.chain import Chain
 from orchestrator.engine import RayEngine
 from orchestrator.events import Engine
 from orchestrator.inline import InlineEngine, Probe
@@ -57,17 +58,24 @@ def _engine(prepared: Prepared, probe: Probe | None = None) -> Engine:
             probe=probe,
         )
     return RayEngine(
-        prepared.program,
-        prepared.plan,
-        blocks,
-        prepared.dataset if prepared.in_memory or _small(prepared.dataset) else config.data,
-        config.data.augment,
-        evaluation_batch=config.training.evaluation_batch,
-        threads=prepared.threads,
-        window=config.engine.window,
-        transport=config.engine.transport,
-        source=prepared.source,
-        recovery=config.engine.recovery,
+        Chain(
+            prepared.program,
+            prepared.plan,
+            blocks,
+            prepared.dataset if prepared.in_memory or _small(prepared.dataset) else config.data,
+            config.data.augment,
+            evaluation_batch=config.training.evaluation_batch,
+            threads=prepared.threads,
+            window=config.engine.window,
+            transport=config.engine.transport,
+            source=prepared.source,
+            lanes=config.lanes.min,
+            grows=config.lanes.max > 1 or config.engine.address is not None,
+            patience=config.engine.recovery.patience,
+        ),
+        config.engine.recovery,
+        config.lanes,
+        config.engine.rebalance,
     )
 
 

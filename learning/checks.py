@@ -196,6 +196,27 @@ def check_lanes(program: Program, lanes: int) -> None:
     raise UserError(f"{asked}: {reason}")
 
 
+def check_local_recovery(program: Program) -> None:
+    """Check that a lost block may go back while the others keep their progress.
+
+    Raises:
+        UserError: under rules by which more crosses a step boundary than can be made anew.
+    """
+    rule, blocks = program.rule, range(1, program.blocks + 1)
+    if any(rule.credit.delay(k, program.blocks) for k in blocks):
+        reason = "gradients come in a later step, of forward passes that were given up"
+    elif rule.slots:
+        reason = "blocks draw from inputs that they kept"
+    elif any(program.reading(k) for k in blocks):
+        reason = "blocks read weights that others published in an earlier step"
+    else:
+        return
+    raise UserError(
+        f"engine.recovery.mode = local is not possible with this rule, under which {reason}: use "
+        "engine.recovery.mode = exact"
+    )
+
+
 def _check_subspace(program: Program) -> None:
     """What travels must be the residual stream, or a gradient that matters in the subspace only."""
     rule = program.rule

@@ -1,4 +1,4 @@
-"""The actors of a chain of blocks: started, wired to one another, and started again when lost.
+"""The actors of all lanes: started, wired to one another, and started again when lost.
 
 Each time the chain is wired it is in another incarnation: all learners are built anew, and what an
 actor of an earlier one still sends is refused.
@@ -6,62 +6,38 @@ actor of an earlier one still sends is refused.
 
 from __future__ import annotations
 
+import itertools
 import secrets
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayError
 from torch import Tensor
 
+from actors.executors import LANE
 from actors.operations import Doing
-from actors.shells import BatchSettings, Identity, actor_classes
+from actors.shells import BatchSettings, Change, actor_classes
 from learning.build import Program
 from learning.data import AugmentSettings, Dataset, DataSettings
 from learning.errors import UserError
-from learning.messages import block_name, feedback_name
 from learning.units import Unit
-from orchestrator.dependencies import SOURCE
-from orchestrator.losses import ActorLostError, Loss, NoRoomError, describe, is_definite, to_raise
-from orchestrator.placement import Placement
+from orchestrator.calls import Calls, doing, ending
+from orchestrator.lane import Actor, Cast, Lane, SourcePlace, cast
+from orchestrator.losses import ActorLostError, Loss, NoRoomError
+from orchestrator.placement import Placement, check_fit, free_resources
 from orchestrator.plan import Plan
 from orchestrator.program import channels
 
 Transport = Literal["object_store", "direct"]
-SourcePlace = Literal["block1", "actor"]
-"""Who makes the batches: block 1, or an actor of its own."""
-
-ANSWER_SECONDS = 5.0  # an actor answers within milliseconds, whatever it computes
-AGAIN_SECONDS = 0.1
-
-
-@dataclass
-class Actor:
-    """One process of the chain.
-
-    Attributes:
-        kind: its class, as Ray knows it.
-        block: in whose bundle it is, of which it takes `share`.
-        arguments: what its learners are built from.
-        handle: None while it is lost.
-    """
-
-    name: str
-    kind: Any
-    block: int
-    share: float
-    arguments: tuple[Any, ...]
-    handle: Any = None
-    identity: Identity | None = None
 
 
 class Chain:
-    """Blocks, feedback modules and perhaps the source, in placement groups.
+    """Blocks, feedback modules and perhaps the sources of all lanes, in placement groups.
 
     Attributes:
-        unfinished: calls that `call` gave up to wait for, with their actors.
+        lanes: in the order in which they came; the first leads.
+        spare: actors that left the chain and have not ended, with their placement groups.
     """
 
     def __init__(
@@ -75,83 +51,100 @@ class Chain:
         evaluation_batch: int,
         threads: int,
         window: int,
-        transport: Transport,
-        source: SourcePlace,
-        patience: float,
+        transport: Transport = "object_store",
+        source: SourcePlace = "block1",
+        lanes: int = 1,
+        grows: bool = False,
+        patience: float = 300.0,
     ) -> None:
-        """Start all actors and wire them: see `RayEngine`.
+        """Start all actors and wire them.
 
         Args:
+            data: settings of data that are loaded where batches are made, or data in memory.
+            threads: torch threads of each actor.
+            window: steps that a block may run ahead of the next one.
+            transport: how messages travel between actors.
+            source: who makes the batches.
+            lanes: how many at first.
+            grows: whether actors may later be on other nodes than at first.
             patience: seconds for what an actor does not do at once.
+
+        Raises:
+            UserError: when the plan does not fit the cluster, or an actor cannot reach another.
         """
-        self._patience = patience
-        self.unfinished: dict[ray.ObjectRef[Any], Actor] = {}
-        self.program, self._transport = program, transport
+        self.program, self.plan = program, plan
+        self.transport: Transport = transport
+        self.patience, self._grows = patience, grows
         self._messages = window * program.settings.shards
-        self.incarnation = 0
+        self._calls = Calls(patience)
+        self.incarnation, self._secret = 0, b""
+        # A thread for each message that may be held back; sockets hold none back.
+        classes = actor_classes(self._messages if transport == "object_store" else 0)
         batches = BatchSettings(data, augment, evaluation_batch)
-        self.actors = self._described(blocks, batches, threads, source)
-        self._placement = Placement(plan)
+        self.cast: Cast = partial(cast, program, blocks, batches, classes, threads, source)
+        self.lanes: list[Lane] = []
+        self.spare: list[Lane] = []
         try:
+            check_fit(plan, free_resources(), lanes)
+            for number in range(1, lanes + 1):
+                self.lanes.append(Lane(number, self.cast(number), Placement.now(plan)))
             self.renew()
         except BaseException:
             self.close()
             raise
 
-    def _described(
-        self,
-        blocks: Sequence[Sequence[Unit]],
-        batches: BatchSettings,
-        threads: int,
-        source: SourcePlace,
-    ) -> list[Actor]:
-        program = self.program
-        # A thread for each message that may be held back; sockets hold none back.
-        classes = actor_classes(self._messages if self._transport == "object_store" else 0)
-        # A bundle holds a block, and in half of it its feedback module where there is one.
-        share = 0.5 if program.feedback_modules else 1.0
-        actors: list[Actor] = []
-        if source == "actor":
-            actors.append(Actor(SOURCE, classes.source, 1, 0.0, (program, batches, 1)))
-        for k, units in enumerate(blocks, start=1):
-            later = blocks[k:] if program.rule.looks_ahead else ()
-            own = batches if k == 1 and source == "block1" else None
-            arguments = (program, k, units, later, threads, own)
-            actors.append(Actor(block_name(k), classes.block, k, share, arguments))
-        for k in range(1, program.feedback_modules + 1):
-            arguments = (program, k, threads)
-            actors.append(Actor(feedback_name(k), classes.feedback, k, share, arguments))
-        return actors
+    @property
+    def actors(self) -> list[Actor]:
+        """Those of all lanes, lane by lane."""
+        return [actor for lane in self.lanes for actor in lane.actors]
 
-    def renew(self) -> None:
+    @property
+    def unfinished(self) -> dict[ray.ObjectRef[Any], Actor]:
+        """Calls that were given up, with their actors."""
+        return self._calls.unfinished
+
+    def new_lane(self) -> Lane:
+        """Another lane, not started; its room is asked for. It has the lowest number left."""
+        taken = {lane.number for lane in [*self.lanes, *self.spare]}
+        number = next(n for n in itertools.count(1) if n not in taken)
+        return Lane(number, self.cast(number), Placement(self.plan))
+
+    def successors(self, lane: Lane, blocks: Sequence[int], node: str | None = None) -> Lane:
+        """Successors of all actors in the bundles of some of a lane's blocks, not started.
+
+        Args:
+            node: address of the node where they are wanted; None: wherever there is room.
+        """
+        actors = [actor for actor in self.cast(lane.number) if actor.block in blocks]
+        return Lane(lane.number, actors, Placement(self.plan, blocks, node))
+
+    def renew(self, keep: bool = False) -> None:
         """Start the actors that are missing, build all learners anew and wire them.
+
+        Args:
+            keep: what those that are not missing have learnt.
 
         Raises:
             UserError: when an actor cannot reach another, or a learner cannot be built.
             ActorLostError: when an actor is lost meanwhile.
         """
         self.incarnation += 1
-        for actor in self.actors:
-            if actor.handle is None:
-                options = self._placement.options(actor.block, share=actor.share)
-                # Ray must never re-run a training step on a reset actor.
-                settings = {"max_restarts": 0, "max_task_retries": 0, **options}
-                actor.handle, actor.identity = actor.kind.options(**settings).remote(), None
-        self.call(lambda a: a.handle.build.remote(self.incarnation, *a.arguments))
+        self._secret = secrets.token_bytes(32)
+        for lane in self.lanes:
+            for actor in lane.actors:
+                if actor.handle is None:
+                    actor.start(lane.placement)
+        self.call(lambda a: self.build(a, keep and a.identity is not None))
         known = self.call(lambda a: a.handle.identify.remote())
         for actor, identity in zip(self.actors, known, strict=True):
             actor.identity = identity
-        peers = {actor.name: actor.handle for actor in self.actors}
-        if self._transport == "direct":
-            secret = secrets.token_bytes(32)
-            between_nodes = len({identity.node for identity in known}) > 1
-            listening = self.call(lambda a: a.handle.listen.remote(a.name, secret, between_nodes))
-            peers = {endpoint.name: endpoint for endpoint in listening}
+        if self.transport == "direct":
+            for actor, endpoint in zip(self.actors, self.call(self.listen), strict=True):
+                actor.endpoint = endpoint
+        lane_of = {actor: lane for lane in self.lanes for actor in lane.actors}
 
         def connect(actor: Actor) -> ray.ObjectRef[Any]:
-            windows = channels(self.program, actor.name, self._messages)
-            connected = {name: (peers[name], window) for name, window in windows.items()}
-            return actor.handle.connect.remote(connected)
+            return actor.handle.connect.remote(self.connections(actor, lane_of[actor]))
 
         try:
             self.call(connect)
@@ -162,12 +155,55 @@ class Chain:
                 raise ActorLostError(str(error)) from error
             raise
 
+    def build(self, actor: Actor, keep: bool = False) -> ray.ObjectRef[Any]:
+        """Let an actor become a part of this incarnation.
+
+        Args:
+            keep: what it has learnt in the last one.
+        """
+        return actor.handle.build.remote(self.incarnation, keep, *actor.arguments)
+
+    def listen(self, actor: Actor) -> ray.ObjectRef[Any]:
+        """Let an actor take direct messages."""
+        nodes = {a.identity.node for a in self.actors if a.identity is not None}
+        between_nodes = self._grows or len(nodes) > 1
+        return actor.handle.listen.remote(actor.name, self._secret, between_nodes)
+
+    def connections(self, actor: Actor, lane: Lane) -> Change:
+        """All that an actor sends to: learners of its lane, and its twins in the others."""
+        windows = channels(self.program, actor.learner, self._messages)
+        added = {name: (lane.peer(name), window) for name, window in windows.items()}
+        if actor.learns:
+            for other in self.lanes:
+                if other is not lane:
+                    added[f"{LANE}{other.number}"] = (other.peer(actor.learner), None)
+        return Change(added)
+
+    def window(self, sender: str, receiver: str) -> int | None:
+        """Of the channel between two learners, in messages."""
+        return channels(self.program, sender, self._messages)[receiver]
+
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
         """Load a snapshot into all learners; training goes on at `step`."""
-        learners = [actor for actor in self.actors if actor.name in state]
+        learners = [actor for actor in self.actors if actor.learns]
         # All mailboxes first: a learner that is loaded sends what was under way.
         self.call(lambda a: a.handle.clear.remote(), learners)
-        self.call(lambda a: a.handle.load.remote(state[a.name], step), learners)
+        # Once for all lanes: Ray would copy the tensors for each call.
+        states = {name: ray.put(tensors) for name, tensors in state.items()}
+        self.call(lambda a: a.handle.load.remote(states[a.learner], step), learners)
+
+    def finished(self) -> dict[str, int]:
+        """The step of the last update of each learner that is there, by name."""
+        learners = [actor for actor in self._there() if actor.learns]
+        steps = self.call(lambda a: a.handle.finished.remote(), learners)
+        return {actor.name: step for actor, step in zip(learners, steps, strict=True)}
+
+    def take_learnt(
+        self, names: Sequence[str], state: dict[str, dict[str, Tensor]], finished: int
+    ) -> None:
+        """Load what a snapshot has learnt up to step `finished` into some of the learners."""
+        learners = [actor for actor in self.actors if actor.name in names and actor.learns]
+        self.call(lambda a: a.handle.take_learnt.remote(state[a.learner], finished), learners)
 
     def call(
         self, submit: Callable[[Actor], ray.ObjectRef[Any]], of: Sequence[Actor] | None = None
@@ -177,41 +213,7 @@ class Chain:
         Raises:
             ActorLostError: when an actor is lost, or does not end its call within the patience.
         """
-        calls = {submit(actor): actor for actor in (self.actors if of is None else of)}
-        results: dict[ray.ObjectRef[Any], Any] = {}
-        self.unfinished = dict(calls)
-        deadline = time.monotonic() + self._patience
-        while self.unfinished:
-            done, _ = ray.wait(list(self.unfinished), timeout=ANSWER_SECONDS)
-            for call in done:
-                results[call] = self.result(self.unfinished.pop(call), call)
-            if not done:
-                # Who is started at this moment cannot answer yet.
-                names = [a.name for a in self.unfinished.values()]
-                known = [a for a in self.unfinished.values() if a.identity is not None]
-                silent = sorted({a.name for a in known} - self._answering(known))
-                if silent or time.monotonic() > deadline:
-                    raise ActorLostError(f"{' and '.join(silent or names)} did not answer")
-        return [results[call] for call in calls]
-
-    def _answering(self, actors: Sequence[Actor]) -> set[str]:
-        """The names of those of these actors that answer, if only by failing."""
-        asked = {actor.handle.identify.remote(): actor.name for actor in actors}
-        if not asked:
-            return set()
-        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
-        return {asked[call] for call in done}
-
-    def result(self, actor: Actor, call: ray.ObjectRef[Any]) -> Any:
-        """What a call to an actor gave.
-
-        Raises:
-            ActorLostError: when the actor is lost, or one that it was sending to.
-        """
-        try:
-            return ray.get(call)
-        except RayError as error:
-            raise to_raise(actor.name, error) from error
+        return self._calls.all(submit, self.actors if of is None else of)
 
     def stop(self) -> None:
         """Let the actors end their chunks and report what they did; nobody waits for it here."""
@@ -228,16 +230,7 @@ class Chain:
 
     def doing(self) -> dict[str, Doing | None]:
         """What each actor does; None of those who do not answer, or are lost."""
-        asked = {actor.name: actor.handle.doing.remote() for actor in self._there()}
-        calls = list(asked.values())
-        answered, _ = ray.wait(calls, num_returns=len(calls), timeout=ANSWER_SECONDS)
-        told: dict[str, Doing | None] = {}
-        for name, call in asked.items():
-            try:
-                told[name] = ray.get(call) if call in answered else None
-            except RayError:
-                told[name] = None
-        return told
+        return doing(self._there())
 
     def lost(self) -> list[Loss]:
         """Find out who is lost, and end those who do not answer.
@@ -245,7 +238,7 @@ class Chain:
         Raises:
             ActorLostError: when Ray does not decide within the patience whether one is lost.
         """
-        return [loss for actor in self._there() for loss in self._ending(actor, "")]
+        return [loss for actor in self._there() for loss in ending(actor, "", self.patience)]
 
     def end(self, actor: Actor, why: str) -> Loss:
         """End an actor that does not go on.
@@ -253,43 +246,33 @@ class Chain:
         Args:
             why: what it did, after its name.
         """
-        (loss,) = self._ending(actor, why)
+        (loss,) = ending(actor, why, self.patience)
         return loss
 
-    def _ending(self, actor: Actor, why: str) -> list[Loss]:
-        """The loss of an actor, once it is certain; nothing of one that answers.
+    def shrink(self, least: int) -> list[Lane]:
+        """Give up lanes that have lost an actor, as long as `least` are left; returns them."""
+        given_up: list[Lane] = []
+        for lane in [lane for lane in self.lanes if not lane.is_whole]:
+            if len(self.lanes) > least:
+                self.lanes.remove(lane)
+                self.spare.append(lane)
+                given_up.append(lane)
+        self.clear_spare()
+        return given_up
 
-        Args:
-            why: end it, also if it answers, because of this; "" asks first.
-        """
-        if why:
-            ray.kill(actor.handle)
-        deadline = time.monotonic() + self._patience
-        while time.monotonic() < deadline:
-            call = actor.handle.identify.remote()
-            answered, _ = ray.wait([call], timeout=ANSWER_SECONDS)
-            try:
-                if answered:
-                    actor.identity = ray.get(call)
-                    if not why:
-                        return []
-                elif not why and actor.identity is not None:  # else it is still being started
-                    why = f"did not answer for {ANSWER_SECONDS:g} s"
-                    ray.kill(actor.handle)
-            except RayError as error:
-                if is_definite(error):
-                    loss = self._bury(actor, error)
-                    hung = why and loss.kind != "node"
-                    return [replace(loss, kind="hang", cause=why) if hung else loss]
-            time.sleep(AGAIN_SECONDS)  # Ray has no event for this
-        raise ActorLostError(
-            f"{actor.name} was out of reach for engine.recovery.patience = {self._patience:g} s"
-        )
+    def clear_spare(self) -> None:
+        """End the actors that left the chain, and give their resources back."""
+        while self.spare:
+            self.discard(self.spare.pop())
 
-    def _bury(self, actor: Actor, error: RayError) -> Loss:
-        identity, actor.handle, actor.identity = actor.identity, None, None
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return describe(actor.name, identity, error, identity is None or identity.node in alive)
+    @staticmethod
+    def discard(lane: Lane) -> None:
+        """End actors that are no part of the chain, and give their resources back."""
+        for actor in lane.actors:
+            if actor.handle is not None:
+                ray.kill(actor.handle)
+                actor.handle = None
+        lane.placement.release()
 
     def make_room(self) -> None:
         """Wait until there is room again for every actor that is missing.
@@ -297,21 +280,25 @@ class Chain:
         Raises:
             NoRoomError: when there is none in time.
         """
-        for actor in self.actors:
-            if actor.handle is not None:
-                continue
-            try:
-                self._placement.wait(actor.block, self._patience)
-            except TimeoutError as error:
-                raise NoRoomError(
-                    f"the cluster had no room for {actor.name} again within "
-                    f"engine.recovery.patience = {self._patience:g} s: add a node, or resume the "
-                    "run on another cluster"
-                ) from error
+        for lane in self.lanes:
+            for actor in lane.actors:
+                if actor.handle is None:
+                    self._wait_for_room(actor, lane.placement)
+
+    def _wait_for_room(self, actor: Actor, placement: Placement) -> None:
+        try:
+            placement.wait(actor.block, self.patience)
+        except TimeoutError as error:
+            raise NoRoomError(
+                f"the cluster had no room for {actor.name} again within "
+                f"engine.recovery.patience = {self.patience:g} s: add a node, or resume the "
+                "run on another cluster"
+            ) from error
 
     def close(self) -> None:
         """End the actors and give their resources back."""
-        for actor in self.actors:
-            if actor.handle is not None:
-                ray.kill(actor.handle)
-        self._placement.remove()
+        self.clear_spare()
+        for actor in self._there():
+            ray.kill(actor.handle)
+        for lane in self.lanes:
+            lane.placement.remove()

@@ -48,8 +48,8 @@ class Checkpoints(CheckpointReader):
 
         Raises:
             ValueError: for a metric that is not finite.
-            UserError: for a learner whose name cannot name a file, or when the storage fails; the
-                checkpoints are then those of before.
+            UserError: for a learner whose name cannot name a file.
+            StorageError: when the storage fails; the checkpoints are then those of before.
         """
         head = {"step": step, "plan_hash": plan_hash, "rule": dict(rule), "metrics": metrics}
         sealed(Manifest.model_validate({**head, "files": {}}).model_dump())  # fail before writing

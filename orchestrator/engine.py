@@ -7,69 +7,50 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from torch import Tensor
 
-from learning.build import Program
-from learning.data import AugmentSettings, Dataset, DataSettings
-from learning.units import Unit
-from orchestrator.chain import Chain, SourcePlace, Transport
-from orchestrator.events import Event, Kept, SnapshotTaken, StepDone, Worked
+from orchestrator.chain import Chain
+from orchestrator.drains import DrainNotices
+from orchestrator.elasticity import Elasticity, LaneSettings
+from orchestrator.events import Changed, Event, Kept, SnapshotTaken, StepDone, Worked
 from orchestrator.incidents import Incident
 from orchestrator.losses import ActorLostError
-from orchestrator.plan import Plan
 from orchestrator.program import Calendar
+from orchestrator.rebalancing import Rebalancer
 from orchestrator.recovery import Recovery, RecoverySettings
 from orchestrator.stream import Stream
+from orchestrator.turns import Turn
 
 
 class RayEngine:
-    """Blocks, feedback modules and perhaps the source as actors in placement groups."""
+    """A chain of actors that learns.
+
+    Args:
+        chain: which the engine closes.
+        recovery: what follows a loss.
+        lanes: how many there may be.
+        rebalance: how much more of a step than planned a block may take, as a share, until it
+            moves; None: however much.
+    """
 
     def __init__(
         self,
-        program: Program,
-        plan: Plan,
-        blocks: Sequence[Sequence[Unit]],
-        data: DataSettings | Dataset,
-        augment: AugmentSettings,
-        *,
-        evaluation_batch: int,
-        threads: int,
-        window: int,
-        transport: Transport = "object_store",
-        source: SourcePlace = "block1",
+        chain: Chain,
         recovery: RecoverySettings | None = None,
+        lanes: LaneSettings | None = None,
+        rebalance: float | None = None,
     ) -> None:
-        """Start all actors and connect them.
-
-        Args:
-            data: settings of data that are loaded where batches are made, or data in memory.
-            threads: torch threads of each actor.
-            window: steps that a block may run ahead of the next one.
-            transport: how messages travel between actors.
-            source: who makes the batches.
-            recovery: what follows a loss; None for the defaults.
-
-        Raises:
-            UserError: when the plan does not fit the cluster, or an actor cannot reach another.
-        """
-        recovery = recovery or RecoverySettings()
-        self._recovery = Recovery(recovery)
-        self._chain = Chain(
-            program,
-            plan,
-            blocks,
-            data,
-            augment,
-            evaluation_batch=evaluation_batch,
-            threads=threads,
-            window=window,
-            transport=transport,
-            source=source,
-            patience=recovery.patience,
-        )
+        self._chain = chain
+        try:
+            notices = DrainNotices()
+        except BaseException:
+            chain.close()
+            raise
+        rebalancer = None if rebalance is None else Rebalancer(chain.plan, rebalance)
+        self._elasticity = Elasticity(chain, lanes or LaneSettings(), notices, rebalancer)
+        self._recovery = Recovery(recovery or RecoverySettings(), chain, self._elasticity)
 
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
         self._chain.load(state, step)
@@ -77,19 +58,22 @@ class RayEngine:
     def train(self, steps: range, calendar: Calendar, kept: Kept | None = None) -> Iterator[Event]:
         """Train; after a loss, go back to what was kept and do again what came after.
 
-        Of steps that are done again nothing is told again but what the actors did, and snapshots.
+        Of steps that are done again nothing is told again but what the actors did, what changed
+        in the chain, and snapshots.
 
         Raises:
             ActorLostError: when actors are lost, and there is no way back or there were too many.
         """
         start = told = steps.start
         incident: Incident | None = None
+        opening: Turn | None = None
         numbers = itertools.count(1)
         try:
             while True:
                 began, new = time.monotonic(), True
                 rest = range(start, steps.stop)
-                stream = Stream(self._chain, calendar, rest, self._recovery.settings.hang)
+                hang = self._recovery.settings.hang
+                stream = Stream(self._chain, calendar, rest, hang, self._elasticity, opening)
                 try:
                     for event in stream.events():
                         if isinstance(event, StepDone):
@@ -99,14 +83,15 @@ class RayEngine:
                                 incident.seconds["replaying"] = time.monotonic() - began
                                 over, incident = incident, None
                                 kept.record(over)
-                        if new or isinstance(event, (Worked, SnapshotTaken)):
+                        if new or isinstance(event, (Worked, SnapshotTaken, Changed)):
                             yield event
                     return
                 except ActorLostError as error:
                     if incident is not None and kept is not None:  # it was not over yet
                         kept.record(incident)
                     incident = Incident(next(numbers), time.time(), told, ended=True)
-                    self._recovery.recover(error, self._chain, stream, incident, kept)
+                    bound = _next_told(calendar, told, steps.stop)
+                    opening = self._recovery.recover(error, stream, incident, kept, bound)
                     incident.ended, start = False, incident.resumed
         finally:
             if incident is not None and kept is not None:
@@ -114,4 +99,11 @@ class RayEngine:
 
     def close(self) -> None:
         """End the actors and give their resources back."""
+        self._elasticity.cancel()
         self._chain.close()
+
+
+def _next_told(calendar: Calendar, step: int, stop: int) -> int:
+    """The first step from `step` on after which there is more than metrics, or the last."""
+    steps = {*calendar.evaluations, *calendar.snapshots, stop - 1}
+    return min(s for s in steps if s >= step)

@@ -53,7 +53,21 @@ class Worked:
     bytes_sent: int
 
 
-Event = StepDone | Evaluated | SnapshotTaken | Worked
+@dataclass(frozen=True)
+class Changed:
+    """The chain of actors changed before step `step`, without stopping.
+
+    Attributes:
+        what: a sentence for people.
+        lanes: how many there are now.
+    """
+
+    step: int
+    what: str
+    lanes: int
+
+
+Event = StepDone | Evaluated | SnapshotTaken | Worked | Changed
 
 
 class Kept(Protocol):

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from actors.execution import BlockExecutor, Executor, FeedbackExecutor, Source, SourceExecutor
+from actors.execution import Executor
+from actors.executors import BlockExecutor, FeedbackExecutor, Source, SourceExecutor
 from actors.mailbox import Mailbox
 from learning.build import Program, build_block, build_feedback
 from learning.data import Batches

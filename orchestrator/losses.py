@@ -16,13 +16,13 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from actors.direct import PeerLostError
 from actors.shells import Identity
+from actors.sockets import PeerLostError
 from learning.errors import UserError
 
-LossKind = Literal["actor", "node", "memory", "hang", "not finite"]
+LossKind = Literal["actor", "node", "memory", "hang", "not finite", "storage"]
 """An actor's process ended, its node ended, it was ended for lack of memory, it did not go on, or
-its loss is not finite."""
+its loss is not finite; or a checkpoint could not be written."""
 
 
 _LOST = (RayActorError, NodeDiedError, OutOfMemoryError, ObjectLostError)

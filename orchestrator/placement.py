@@ -55,8 +55,8 @@ def even_cpus(available: float, blocks: int) -> float:
     return max(0.01, min(1.0, int(100 * available / blocks) / 100))
 
 
-def check_fit(plan: Plan, nodes: Sequence[dict[str, float]]) -> None:
-    """Check that every block's bundle finds room, by first fit of the largest.
+def check_fit(plan: Plan, nodes: Sequence[dict[str, float]], lanes: int = 1) -> None:
+    """Check that every block's bundle finds room in each lane, by first fit of the largest.
 
     A block's share of a GPU lies on one GPU: two with a third free each have no room for a half.
 
@@ -68,7 +68,8 @@ def check_fit(plan: Plan, nodes: Sequence[dict[str, float]]) -> None:
         UserError: naming what is asked, what there is, and the fix.
     """
     free = [{"CPU": node.get("CPU", 0.0), **_each_gpu(node)} for node in nodes]
-    for block in sorted(plan.blocks, key=lambda b: (b.gpus, b.cpus), reverse=True):
+    blocks = [block for block in plan.blocks for _ in range(lanes)]
+    for block in sorted(blocks, key=lambda b: (b.gpus, b.cpus), reverse=True):
         for node in free:
             gpu = next((n for n in node if n != "CPU" and node[n] + 1e-9 >= block.gpus), None)
             if node["CPU"] + 1e-9 >= block.cpus and (gpu is not None or not block.gpus):
@@ -79,14 +80,16 @@ def check_fit(plan: Plan, nodes: Sequence[dict[str, float]]) -> None:
         else:
             total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
             need = {
-                "CPU": sum(b.cpus for b in plan.blocks),
-                "GPU": sum(b.gpus for b in plan.blocks),
+                "CPU": sum(b.cpus for b in blocks),
+                "GPU": sum(b.gpus for b in blocks),
             }
+            what = f"{len(plan.blocks)} blocks" + (f" in {lanes} lanes" if lanes > 1 else "")
+            fewer = "lower blocks.count, " + ("lanes.min, " if lanes > 1 else "")
             raise UserError(
-                f"the plan does not fit the cluster: {len(plan.blocks)} blocks need "
+                f"the plan does not fit the cluster: {what} need "
                 f"{need['CPU']:g} CPUs and {need['GPU']:g} GPUs ({block.cpus:g} and "
                 f"{block.gpus:g} on one node for block {block.index}), and {len(nodes)} nodes have "
-                f"{total['CPU']:g} and {total['GPU']:g} free: lower blocks.count, "
+                f"{total['CPU']:g} and {total['GPU']:g} free: {fewer}"
                 "engine.resources.cpus or engine.resources.gpus, or add nodes"
             )
 
@@ -104,23 +107,47 @@ def _each_gpu(node: dict[str, float]) -> dict[str, float]:
 
 
 class Placement:
-    """The placement groups of a plan, and the options that put an actor into one."""
+    """The placement groups of blocks of a plan, and the options that put an actor into one.
 
-    def __init__(self, plan: Plan) -> None:
-        check_fit(plan, free_resources())
-        self._groups: dict[int, PlacementGroup] = {}
+    Asking for groups is also how Ray's autoscaler learns what is wanted: it adds nodes for those
+    that find no room, and takes nodes away that have none.
+    """
+
+    def __init__(
+        self, plan: Plan, blocks: Sequence[int] | None = None, node: str | None = None
+    ) -> None:
+        """Ask for the groups, and wait for nothing.
+
+        Args:
+            blocks: of which blocks; None for all.
+            node: address of the node that they must be on; None for any.
+        """
+        there = {f"node:{node}": 0.001} if node else {}  # every node has 1 of its own
         self._plan = plan
-        try:
-            self._reserve()
-        except BaseException:
-            self.remove()
-            raise
+        self._groups: dict[int, PlacementGroup] = {}
+        for block in plan.blocks:
+            if blocks is None or block.index in blocks:
+                gpus = {"GPU": block.gpus} if block.gpus else {}
+                bundle = {"CPU": block.cpus, **gpus, **there}
+                # Without a name: Ray wants names to be unique, and a cluster may have several runs.
+                self._groups[block.index] = placement_group([bundle])
 
-    def _reserve(self) -> None:
-        for block in self._plan.blocks:
-            bundle = {"CPU": block.cpus} | ({"GPU": block.gpus} if block.gpus else {})
-            # Without a name: Ray wants names to be unique, and a cluster may have several runs.
-            self._groups[block.index] = placement_group([bundle])
+    @classmethod
+    def now(cls, plan: Plan) -> Placement:
+        """Groups for all blocks on what is free in the cluster.
+
+        Raises:
+            UserError: when they do not find room in time.
+        """
+        placement = cls(plan)
+        try:
+            placement._wait_created()
+        except BaseException:
+            placement.remove()
+            raise
+        return placement
+
+    def _wait_created(self) -> None:
         for index, group in self._groups.items():
             if not group.wait(CREATION_SECONDS):
                 raise UserError(
@@ -138,6 +165,17 @@ class Placement:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[block], 0),
         }
 
+    @property
+    def blocks(self) -> list[int]:
+        """Whose groups these are."""
+        return list(self._groups)
+
+    def is_there(self, block: int) -> bool:
+        """Whether a block's bundle is on a live node."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        where = placement_group_table(self._groups[block])
+        return where["state"] == "CREATED" and set(where["bundles_to_node_id"].values()) <= alive
+
     def wait(self, block: int, seconds: float) -> None:
         """Wait until a block's bundle is on a live node, after it may have lost its own.
 
@@ -145,18 +183,24 @@ class Placement:
             TimeoutError: when it is on none in time.
         """
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-            where = placement_group_table(self._groups[block])
-            if where["state"] == "CREATED" and set(where["bundles_to_node_id"].values()) <= alive:
-                return
+        while not self.is_there(block):
+            if time.monotonic() > deadline:
+                raise TimeoutError
             time.sleep(0.05)  # Ray has no event for this
-        raise TimeoutError
+
+    def exchange(self, other: Placement) -> None:
+        """Take the groups of another for its blocks, and give it those that they had here."""
+        for block, group in other._groups.items():
+            other._groups[block], self._groups[block] = self._groups[block], group
+
+    def release(self) -> None:
+        """Give the resources back, and do not wait until that is counted."""
+        for group in self._groups.values():
+            remove_placement_group(group)
 
     def remove(self) -> None:
         """Give the resources back; actors in the groups end."""
-        for group in self._groups.values():
-            remove_placement_group(group)
+        self.release()
         self._wait_counted(False)
 
     def _wait_counted(self, there: bool) -> None:

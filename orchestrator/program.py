@@ -9,6 +9,7 @@ from actors.operations import Kind, Operation
 from learning.build import Program
 from learning.learners.publishing import Publication
 from learning.messages import block_name
+from learning.policies.tree import shares
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,25 @@ class Calendar:
     snapshot_seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one lane does of each step.
+
+    Attributes:
+        shards: a run of the step's shards.
+        leads: whether it evaluates and takes snapshots: one lane does, for all are the same.
+    """
+
+    shards: range
+    leads: bool = True
+
+
+def parts(program: Program, lanes: int) -> list[Part]:
+    """What each of so many lanes does; the first leads."""
+    runs = shares(program.settings.shards, lanes)
+    return [Part(run, leads=i == 0) for i, run in enumerate(runs)]
+
+
 def channels(program: Program, sender: str, messages: int) -> dict[str, int | None]:
     """The learners that one sends to, by name, and the windows of these channels, in messages.
 
@@ -40,13 +60,21 @@ def channels(program: Program, sender: str, messages: int) -> dict[str, int | No
     return {name: messages if name == windowed else None for name in program.receivers(sender)}
 
 
-def source_program(program: Program, calendar: Calendar, steps: range) -> list[Operation]:
-    """Batches in the order in which block 1 takes them."""
+def source_program(
+    program: Program, calendar: Calendar, steps: range, part: Part | None = None
+) -> list[Operation]:
+    """Batches in the order in which block 1 takes them.
+
+    Args:
+        part: of which lane; None for that of a single one.
+    """
+    part = part or parts(program, 1)[0]
     operations: list[Operation] = []
     for step in steps:
-        for shard in range(program.settings.shards):
+        for shard in part.shards:
             operations.append(Operation(Kind.BATCH, step, shard))
-        operations += _evaluations(calendar, step)
+        if part.leads:
+            operations += _evaluations(calendar, step)
     return operations
 
 
@@ -63,7 +91,9 @@ def with_batches(operations: Iterable[Operation]) -> list[Operation]:
     return made
 
 
-def block_program(program: Program, k: int, calendar: Calendar, steps: range) -> list[Operation]:
+def block_program(
+    program: Program, k: int, calendar: Calendar, steps: range, part: Part | None = None
+) -> list[Operation]:
     """The operations of block k.
 
     A shard is worked on as soon as everything that reaches the block has arrived; under a local
@@ -74,12 +104,18 @@ def block_program(program: Program, k: int, calendar: Calendar, steps: range) ->
         1f1b    F0 F1 G0 F2 G1 F3 G2 G3 U      (block K-1; block k runs K-k forwards ahead)
 
     Backwards run in shard order in both, so both add gradients in the same order.
+
+    Args:
+        part: of which lane; None for that of a single one.
     """
+    part = part or parts(program, 1)[0]
     operations: list[Operation] = []
     for step in steps:
         operations += _told(program, k, step)
-        operations += _shards(program, k, step)
+        operations += _shards(program, k, step, part.shards)
         operations.append(Operation(Kind.UPDATE, step))
+        if not part.leads:
+            continue
         for operation in _evaluations(calendar, step):
             operations.append(operation)
             if operation.shard + 1 == calendar.evaluation_batches[operation.split]:
@@ -98,9 +134,9 @@ def _told(program: Program, k: int, step: int) -> Iterator[Operation]:
         yield Operation(Kind.READ, read, origin=reading.publisher)
 
 
-def _shards(program: Program, k: int, step: int) -> Iterator[Operation]:
+def _shards(program: Program, k: int, step: int, own: range) -> Iterator[Operation]:
     """Forwards and backwards of one step. A delayed backward is that of an earlier step."""
-    credit, last, shards = program.rule.credit, program.blocks, program.settings.shards
+    credit, last, shards = program.rule.credit, program.blocks, len(own)
     reaching = credit.at(step).reaching(k, last)
     delay = credit.delay(k, last)
     ahead = 0 if delay else max(reaching) - k
@@ -108,9 +144,9 @@ def _shards(program: Program, k: int, step: int) -> Iterator[Operation]:
         ahead = shards - 1
     for turn in range(shards + ahead):
         if turn < shards:
-            yield Operation(Kind.FORWARD, step, turn)
+            yield Operation(Kind.FORWARD, step, own[turn])
         if turn >= ahead and step >= delay:
-            yield from _backward(k, reaching, step - delay, turn - ahead)
+            yield from _backward(k, reaching, step - delay, own[turn - ahead])
 
 
 def _backward(k: int, reaching: tuple[int, ...], step: int, shard: int) -> Iterator[Operation]:
@@ -121,15 +157,22 @@ def _backward(k: int, reaching: tuple[int, ...], step: int, shard: int) -> Itera
             yield Operation(Kind.GRADIENT, step, shard, origin)
 
 
-def feedback_program(program: Program, calendar: Calendar, steps: range) -> list[Operation]:
-    """The operations of any feedback module."""
+def feedback_program(
+    program: Program, calendar: Calendar, steps: range, part: Part | None = None
+) -> list[Operation]:
+    """The operations of any feedback module.
+
+    Args:
+        part: of which lane; None for that of a single one.
+    """
+    part = part or parts(program, 1)[0]
     operations: list[Operation] = []
     for step in steps:
         operations.append(Operation(Kind.TABLE, step))
-        for shard in range(program.settings.shards):
+        for shard in part.shards:
             operations.append(Operation(Kind.READOUT, step, shard))
         operations.append(Operation(Kind.FEEDBACK_UPDATE, step))
-        if step in calendar.snapshots:
+        if part.leads and step in calendar.snapshots:
             operations.append(Operation(Kind.SNAPSHOT, step))
     return operations
 

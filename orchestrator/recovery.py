@@ -2,7 +2,7 @@
 
 Under `exact` all blocks go back to the last checkpoint and do again what came after. Batches and
 all random draws are functions of seed and step, so the bits at the end are those of a run that lost
-nothing.
+nothing. Under `local` only what was lost goes back; the others keep what they have learnt.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from typing import Literal
 
 from pydantic import Field
 
+from actors.operations import Kind, Operation
 from learning.settings import Settings
 from orchestrator.chain import Chain
-from orchestrator.events import Kept
+from orchestrator.elasticity import Elasticity
+from orchestrator.events import Kept, State
 from orchestrator.incidents import Incident
 from orchestrator.losses import ActorLostError, NoRoomError
 from orchestrator.stream import Stream
+from orchestrator.turns import Turn
 
 HOUR = 3600.0
 SAME_STEP = 3  # losses without a step of progress; one more ends the run
@@ -27,8 +30,9 @@ SAME_STEP = 3  # losses without a step of progress; one more ends the run
 class RecoverySettings(Settings):
     """What happens when actors or nodes are lost."""
 
-    mode: Literal["exact", "off"] = Field(
-        default="exact", description="exact: all go back to the last checkpoint; off: the run ends"
+    mode: Literal["exact", "local", "off"] = Field(
+        default="exact",
+        description="who goes back to the last checkpoint: all, what was lost, or the run ends",
     )
     max_failures: int = Field(default=20, ge=0, description="an hour; one more ends the run")
     patience: float = Field(
@@ -42,31 +46,39 @@ class RecoverySettings(Settings):
 class Recovery:
     """Recovers a chain from losses, within a budget."""
 
-    def __init__(self, settings: RecoverySettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: RecoverySettings, chain: Chain, elasticity: Elasticity) -> None:
+        self.settings, self._chain, self._elasticity = settings, chain, elasticity
         self._times: deque[float] = deque()
         self._step, self._stuck = -1, 0  # at which step losses come again and again
 
     def recover(
         self,
         error: ActorLostError,
-        chain: Chain,
         stream: Stream,
         incident: Incident,
         kept: Kept | None,
-    ) -> None:
+        bound: int,
+    ) -> Turn | None:
         """Find out who is lost, start them again, and take everyone back.
+
+        A lane that has lost an actor is given up where enough others are left; it may come again.
 
         Args:
             incident: with the step after the last that all blocks had finished; all else but the
                 time to do steps again is put into it.
             kept: gives the state that was kept last.
+            bound: the next step after which something is told: training goes on there or before.
+
+        Returns:
+            What actors do first when training goes on.
 
         Raises:
             ActorLostError: when the run cannot go on.
             UserError: when what was kept cannot be read.
         """
-        incident.seconds["noticing"] = stream.silence
+        chain = self._chain
+        incident.seconds["noticing"] = stream.watch.silence
+        self._elasticity.cancel()
         self._stuck = self._stuck + 1 if self._step == incident.step else 1
         self._step = incident.step
         while True:
@@ -76,19 +88,48 @@ class Recovery:
                     raise _final(incident, error)
                 self._spend(incident, error)
                 incident.add(stream.halt(), stream.last)
+                chain.shrink(self._elasticity.settings.min)
+                incident.lanes = len(chain.lanes)
             try:
+                local = self.settings.mode == "local"
                 with incident.phase("starting"):
+                    if local:
+                        lost = {loss.name for loss in incident.losses}
+                        done = chain.finished().items()
+                        incident.kept = {name: step for name, step in done if name not in lost}
                     chain.make_room()
-                    chain.renew()
+                    chain.renew(keep=local)
                 with incident.phase("restoring"):
-                    incident.resumed, state = kept.restore(incident.step)
+                    incident.restored, state = kept.restore(incident.step)
+                    incident.resumed = incident.restored
+                    if incident.kept:
+                        return self._go_on(incident, state, bound)
                     if state is not None:
                         chain.load(state, incident.resumed)
-                return
+                return None
             except NoRoomError:
                 raise
             except ActorLostError as another:
                 error = another
+
+    def _go_on(self, incident: Incident, state: State | None, bound: int) -> Turn:
+        """Have those that were lost catch up with nobody: all go on where the furthest is.
+
+        Tables for the next steps were sent to blocks that are built anew; feedback modules make
+        them again, with the weights that they have.
+        """
+        chain, lost = self._chain, [loss.name for loss in incident.losses]
+        step = max(incident.step, min(bound, max(incident.kept.values()) + 1))
+        incident.resumed = step
+        if state is not None:
+            chain.take_learnt(lost, state, incident.restored - 1)
+        turn = Turn(step, "")
+        delay = chain.program.feedback_delay
+        for actor in chain.actors:
+            if actor.learner.startswith("feedback"):
+                tables = range(max(0, step - delay), step)
+                turn.first[actor] = [Operation(Kind.TABLE, earlier) for earlier in tables]
+        return turn
 
     def _spend(self, incident: Incident, error: ActorLostError) -> None:
         """Take one from the budget of the last hour."""

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -36,7 +37,8 @@ from orchestrator.owner import claim, claimed
 from orchestrator.plan import Plan
 from orchestrator.storage import LocalStorage, shared_storage
 
-_METRICS, _SPANS, _INCIDENTS = "metrics.jsonl", "spans.jsonl", "incidents.jsonl"
+_METRICS, _SPANS = "metrics.jsonl", "spans.jsonl"
+_INCIDENTS, _CHANGES = "incidents.jsonl", "changes.jsonl"
 _REPLACED = ("state.json", _METRICS, _SPANS)
 
 
@@ -219,6 +221,10 @@ class RunDirectory:
     def append_incident(self, record: Mapping[str, Any]) -> None:
         """Append what was lost and what was done about it."""
         self._append(_INCIDENTS, [record])
+
+    def append_change(self, step: int, what: str, lanes: int) -> None:
+        """Append how the chain of actors changed before a step."""
+        self._append(_CHANGES, [{"at": time.time(), "step": step, "what": what, "lanes": lanes}])
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All metric records; a last line that a killed process left unfinished is ignored.

@@ -18,7 +18,7 @@ from orchestrator.costs import Costs
 from orchestrator.dependencies import SOURCE
 from orchestrator.program import channels
 from orchestrator.simulation_routes import Address, Routes
-from orchestrator.simulation_servers import Clock, Server
+from orchestrator.simulation_servers import Clock, Memory, Place
 
 
 class Work(NamedTuple):
@@ -28,17 +28,6 @@ class Work(NamedTuple):
     operation: Operation
     started: float
     ended: float
-
-
-class Memory:
-    """Bytes on one device, and the most there have been."""
-
-    def __init__(self) -> None:
-        self.held = self.peak = 0
-
-    def add(self, size: int) -> None:
-        self.held += size
-        self.peak = max(self.peak, self.held)
 
 
 class Sizes:
@@ -100,13 +89,15 @@ class Channel:
 
 @dataclass
 class SimulatedActor:
-    """One actor: it works on `server` and holds memory of `memory`.
+    """One actor.
 
     Attributes:
+        device: carries out its operations, except making batches.
+        host: makes batches.
+        memory: of its device.
         deliver: puts a message of some size on its way: (sender, address, size).
         peers: all actors, by name.
         heard: seconds until the sender of a message hears that it was taken, by the sender's name.
-        speed: of the device.
         extra: seconds of an operation besides its cost, and of each message and byte that it sends.
     """
 
@@ -115,13 +106,13 @@ class SimulatedActor:
     costs: Costs
     sizes: Sizes
     clock: Clock
-    server: Server
+    device: Place
+    host: Place
     memory: Memory
     operations: list[Operation]
     deliver: Callable[[SimulatedActor, Address, int], None]
     heard: Callable[[str], float]
     peers: Mapping[str, SimulatedActor]
-    speed: float
     extra: tuple[float, float, float]
     window: int
     record: list[Work] | None = None
@@ -176,22 +167,30 @@ class SimulatedActor:
         for key in self._takes:
             size, sender = self._mail.pop(key)
             self.memory.add(-size)
-            self.peers[sender].was_taken(self.name, key, self.clock.now + self.heard(sender))
+            if sender != self.name:
+                self.peers[sender].was_taken(self.name, key, self.clock.now + self.heard(sender))
         if op.kind is Kind.FORWARD:
             self.memory.add(self._shard_bytes)
-        posts = [(a, self.sizes.of(self.name, a.key)) for a in self.routes.sends(self.name, op)]
+        name = self._measured_as(op)
+        posts = [(a, self.sizes.of(name, a.key)) for a in self.routes.sends(self.name, op)]
+        batch = op.kind is Kind.BATCH
+        place, threads = (self.host, 1) if batch else (self.device, self.costs.threads)
         overhead, message, byte = self.extra
-        seconds = self._seconds(op) / self.speed + overhead
-        seconds += sum(message + byte * size for _, size in posts)
-        threads = 1 if self.name == SOURCE else self.costs.threads
-        self.server.submit(seconds, threads, partial(self._done, op, deque(posts)))
+        seconds = self._seconds(op) / place.speed + overhead
+        seconds += sum(message + byte * size for a, size in posts if a.to != self.name)
+        place.server.submit(seconds, threads, partial(self._done, op, deque(posts)))
+
+    def _measured_as(self, op: Operation) -> str:
+        """The actor of the costs: they have batches as the source's, whoever makes them here."""
+        return SOURCE if op.kind is Kind.BATCH else self.name
 
     def _seconds(self, op: Operation) -> float:
-        cost = self.costs.operations.get((self.name, op.kind))
+        name = self._measured_as(op)
+        cost = self.costs.operations.get((name, op.kind))
         if cost is None:
             raise UserError(
-                f"the costs have no operation {op.kind.value!r} of {self.name}: measure them with "
-                "the same rule"
+                f"the costs have no operation {op.kind.value!r} of {name}: measure them with the "
+                "same rule"
             )
         return cost.seconds
 
@@ -209,6 +208,10 @@ class SimulatedActor:
         """Send what the operation leaves; go on when the windows let all of it out."""
         while posts:
             address, size = posts[0]
+            if address.to == self.name:  # its own batch is there at once
+                posts.popleft()
+                self.receive(address.key, size, self.name)
+                continue
             channel = self.channels[address.to]
             if channel.window is not None:
                 if len(channel.under_way) >= channel.window:

@@ -1,4 +1,4 @@
-"""What each operation of a program takes and sends: the messages of `actors/execution.py`."""
+"""What each operation of a program takes and sends: the messages of `actors/executors.py`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from learning.credit import Hop
 from learning.learners.feedback import table_step
 from learning.learners.publishing import Publication
 from learning.messages import Key, block_name, feedback_name
+from orchestrator.chain import SourcePlace
 from orchestrator.dependencies import NOTHING_ELSE, SOURCE, Need, needs, number
-from orchestrator.program import block_program, feedback_program, source_program
+from orchestrator.program import block_program, feedback_program, source_program, with_batches
 
 
 class Address(NamedTuple):
@@ -27,19 +28,22 @@ class Routes:
 
     Evaluations and snapshots are left out, and so is posterior bootstrapping, under which the first
     forwards of a run read a table.
+
+    Args:
+        source: who makes the batches.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.program, self.credit = program, program.rule.credit
+    def __init__(self, program: Program, source: SourcePlace) -> None:
+        self.program, self.source, self.credit = program, source, program.rule.credit
         self._steady = len(self.credit.hops()) == 1
         self._back: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def actors(self) -> list[str]:
-        """All actors: the source, blocks 1..K, feedback modules."""
+        """All actors: the source where it is one, blocks 1..K, feedback modules."""
         program = self.program
         blocks = [block_name(k) for k in range(1, program.blocks + 1)]
         modules = [feedback_name(k) for k in range(1, program.feedback_modules + 1)]
-        return [SOURCE, *blocks, *modules]
+        return [SOURCE, *blocks, *modules] if self.source == "actor" else [*blocks, *modules]
 
     def operations(self, name: str, steps: range) -> list[Operation]:
         """The program of one actor."""
@@ -48,6 +52,11 @@ class Routes:
             return source_program(program, NOTHING_ELSE, steps)
         if name.startswith("feedback"):
             return feedback_program(program, NOTHING_ELSE, steps)
+        operations = self._of_block(k, steps)
+        return with_batches(operations) if k == 1 and self.source == "block1" else operations
+
+    def _of_block(self, k: int, steps: range) -> list[Operation]:
+        program = self.program
         told = program.reading(k) or program.readings_of(k)
         if told or not isinstance(self.credit, Hop):
             return block_program(program, k, NOTHING_ELSE, steps)
@@ -69,7 +78,10 @@ class Routes:
         return op.shard == 0 and before != table
 
     def sends(self, name: str, op: Operation) -> Iterable[Address]:
-        """The messages that an operation leaves, in the order in which they go."""
+        """The messages that an operation leaves, in the order in which they go.
+
+        A batch that block 1 makes goes to itself: it lies where a message would.
+        """
         step, shard, program = op.step, op.shard, self.program
         if op.kind is Kind.BATCH:
             yield Address(block_name(1), Key("x", step, shard))

@@ -56,7 +56,7 @@ def scale(costs: Costs, program: Program, blocks: int, *, share: float = 1.0) ->
             ones has.
     """
     measured, wide = program.blocks, widen(program, blocks)
-    routes = Routes(wide)
+    routes = Routes(wide, "actor")  # costs have batches as the source's, whoever makes them
     operations: dict[tuple[str, Kind], OperationCost] = {}
     activation: dict[str, int] = {}
     state: dict[str, int] = {}

@@ -1,11 +1,11 @@
-"""What a simulated cluster works with: a clock, accelerators, cores that are shared, ports."""
+"""What a simulated cluster works with: a clock, accelerators, shared cores, memory, ports."""
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from orchestrator.clusters import PathSettings
 
@@ -136,6 +136,25 @@ class Cores:
         self._threads -= threads
         self._set_alarm()
         then()
+
+
+class Place(NamedTuple):
+    """Where operations are carried out."""
+
+    server: Server
+    speed: float  # relative to the machine of the costs
+
+
+class Memory:
+    """Bytes on one device, and the most there have been."""
+
+    def __init__(self) -> None:
+        self.held = self.peak = 0
+
+    def add(self, size: int) -> None:
+        """Hold `size` bytes more, or less where it is negative."""
+        self.held += size
+        self.peak = max(self.peak, self.held)
 
 
 class Ports:

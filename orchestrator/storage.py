@@ -178,14 +178,18 @@ def reason(error: OSError) -> str:
     return " ".join(str(error.strerror or error).split())
 
 
+class StorageError(UserError):
+    """A storage failed: it is full, say, or out of reach."""
+
+
 @contextmanager
 def refusing(what: str, fix: str) -> Iterator[None]:
     """Say in one sentence that a storage failed.
 
     Raises:
-        UserError: `cannot <what> (<reason>): <fix>`.
+        StorageError: `cannot <what> (<reason>): <fix>`.
     """
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot {what} ({reason(error)}): {fix}") from error
+        raise StorageError(f"cannot {what} ({reason(error)}): {fix}") from error

@@ -1,49 +1,34 @@
 """Feeding the actors of a chain: chunks of operations go out, reports come back by step.
 
 Every actor gets the same range of steps, and two chunks are queued at each so that none runs dry.
+What changes in the chain does so between two chunks.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import ray
 from torch import Tensor
 
-from actors.operations import Operation, Report, Span
-from orchestrator.chain import Actor, Chain
-from orchestrator.dependencies import SOURCE
-from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
-from orchestrator.losses import ActorLostError, Loss
-from orchestrator.program import (
-    Calendar,
-    block_program,
-    feedback_program,
-    source_program,
-    with_batches,
-)
+from actors.operations import Report, Span
+from orchestrator.calls import result
+from orchestrator.chain import Chain
+from orchestrator.elasticity import Elasticity
+from orchestrator.events import Changed, Evaluated, Event, SnapshotTaken, StepDone, Worked
+from orchestrator.hangs import HangWatch
+from orchestrator.lane import Actor
+from orchestrator.losses import Loss
+from orchestrator.program import Calendar
+from orchestrator.queues import Queue, hand_out
+from orchestrator.turns import Turn
 
 CHUNK_SECONDS = 0.5  # a chunk lasts about this long: reports stay fresh, calls stay rare
 CHUNKS_QUEUED = 2
 LOOK_SECONDS = 0.25  # at most so long between looks at what has ended
 STOPPING_SECONDS = 30.0  # for the operation that an actor is in when the run ends
-FIRST_SECONDS = 300.0  # for the first report: compilers run, memory is touched
-
-
-@dataclass
-class _Queue:
-    """One actor, and the chunks that were handed to it."""
-
-    actor: Actor
-    operations: Callable[[range], list[Operation]]
-    calls: deque[ray.ObjectRef[Report]] = field(default_factory=deque)
-
-    def hand(self, steps: range) -> None:
-        """Hand it its part of these steps."""
-        self.calls.append(self.actor.handle.run.remote(self.operations(steps)))
 
 
 @dataclass
@@ -61,35 +46,34 @@ class Stream:
 
     Attributes:
         last: the last operation that each actor reported, by name.
-        silence: seconds spent waiting since an actor reported last.
+        watch: notices when nobody reports.
     """
 
-    def __init__(self, chain: Chain, calendar: Calendar, steps: range, hang: float) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        calendar: Calendar,
+        steps: range,
+        hang: float,
+        elasticity: Elasticity,
+        opening: Turn | None = None,
+    ) -> None:
         """Nothing is handed out before `events` is iterated.
 
         Args:
             hang: least seconds without any report after which actors are asked what they do.
+            elasticity: says what changes in the chain, and when.
+            opening: what actors do before their first operation.
         """
         self._chain, self._calendar, self._steps = chain, calendar, steps
-        self._queues = [_Queue(actor, self._operations(actor)) for actor in chain.actors]
-        self._learners = [actor.name for actor in chain.actors if actor.name != SOURCE]
+        self._elasticity, self._opening = elasticity, opening
+        self._queues = [Queue(actor) for actor in chain.actors]
+        self._learners = sum(actor.learns for actor in chain.lanes[0].actors)
+        self._turned = steps.start - 1  # the step of the last turn
         self._collected = _Collected()
-        self._hang, self._longest = hang, 0.0
+        self.watch = HangWatch(chain, hang)
         self.last: dict[str, Span] = {}
         self._snapshot_at = time.monotonic()
-        self.silence = self._asked = 0.0
-        self._waiting: dict[str, Operation | None] = {}
-
-    def _operations(self, actor: Actor) -> Callable[[range], list[Operation]]:
-        """How an actor's program for a range of steps is made."""
-        program, k = self._chain.program, actor.block
-        if actor.name == SOURCE:
-            return lambda chunk: source_program(program, self._calendar, chunk)
-        if actor.name.startswith("feedback"):
-            return lambda chunk: feedback_program(program, self._calendar, chunk)
-        if k > 1 or self._chain.actors[0].name == SOURCE:
-            return lambda chunk: block_program(program, k, self._calendar, chunk)
-        return lambda chunk: with_batches(block_program(program, k, self._calendar, chunk))
 
     def events(self) -> Iterator[Event]:
         """Run all steps; yields events, steps in order.
@@ -103,87 +87,89 @@ class Stream:
         while finished < steps.stop:
             while handed < steps.stop and self._room():
                 chunk = range(handed, min(handed + length, steps.stop))
+                opening, self._opening = self._opening, None
+                turn = None if opening else self._turn(finished, chunk.start)
                 self._snapshot_when_due(chunk.stop - 1)
-                for queue in self._queues:
-                    queue.hand(chunk)
+                hand_out(self._queues, self._chain, self._calendar, chunk, opening or turn)
+                if turn is not None:
+                    yield Changed(chunk.start, turn.sentence, len(self._chain.lanes))
                 handed = chunk.stop
-            for queue, report in self._reports():
-                yield self._collect(queue.actor.name, report)
-                length = _chunk_length(report.spans)
+            for queue, leads, report in self._reports():
+                yield self._collect(queue.actor, leads, report)
+                length = length if queue.leaves else _chunk_length(report.spans)
                 error = error or report.error
             if error is not None:
-                for queue, report in self._last_reports():
-                    yield self._collect(queue.actor.name, report)
-            ready = min(collected.done.get(name, steps.start - 1) for name in self._learners)
-            if error is not None:
-                ready -= 1  # the last step of a chunk that was cut short may lack its evaluation
-            while finished <= ready:
+                for queue, leads, report in self._last_reports():
+                    yield self._collect(queue.actor, leads, report)
+            self._drop_who_left()
+            while len(collected.metrics.get(finished, ())) == self._learners:
+                if error is not None and finished >= min(collected.done.values()):
+                    break  # the last step of a chunk that was cut short may lack its evaluation
                 yield from self._complete(finished)
                 finished += 1
             if error is not None:
                 raise error
 
+    def _turn(self, finished: int, step: int) -> Turn | None:
+        """What changes in the chain before `step`: not before what changed last is over."""
+        if finished <= self._turned or any(queue.leaves for queue in self._queues):
+            return None
+        turn = self._elasticity.turn(step)
+        if turn is not None:
+            self._turned = step
+            for queue in self._queues:
+                queue.leaves = queue.actor in turn.leaving
+            known = {queue.actor for queue in self._queues}
+            self._queues += [Queue(a) for a in self._chain.actors if a not in known]
+        return turn
+
+    def _drop_who_left(self) -> None:
+        """End those who have done their last operation."""
+        gone = [queue for queue in self._queues if queue.leaves]
+        if gone and not any(queue.calls for queue in gone):
+            self._queues = [queue for queue in self._queues if not queue.leaves]
+            self._chain.clear_spare()
+
     def _snapshot_when_due(self, step: int) -> None:
-        """Put a snapshot after `step`, not handed out yet, if the last was long ago."""
+        """Put a snapshot after `step`, not handed out yet, if the last was long ago.
+
+        Or if the end of a node is near: it may come before those on it have moved.
+        """
         calendar, now = self._calendar, time.monotonic()
         seconds = calendar.snapshot_seconds
-        if seconds is not None and now - self._snapshot_at >= seconds:
+        due = seconds is not None and now - self._snapshot_at >= seconds
+        if self._elasticity.look() or due:
             self._snapshot_at = now
             self._calendar = replace(calendar, snapshots=calendar.snapshots | {step})
 
     def _room(self) -> bool:
-        return all(len(queue.calls) < CHUNKS_QUEUED for queue in self._queues)
+        return all(len(q.calls) < CHUNKS_QUEUED for q in self._queues if not q.leaves)
 
-    def _reports(self) -> Iterator[tuple[_Queue, Report]]:
+    def _reports(self) -> Iterator[tuple[Queue, bool, Report]]:
         """All reports that have come, after a short wait for those of all actors.
 
         To wake up for each of them would cost the driver more with every block.
         """
-        pending = {queue.calls[0]: queue for queue in self._queues if queue.calls}
+        pending = {queue.calls[0].ref: queue for queue in self._queues if queue.calls}
         calls, began = list(pending), time.monotonic()
         ready, _ = ray.wait(calls, num_returns=len(calls), timeout=LOOK_SECONDS)
-        self.silence += time.monotonic() - began
-        if ready:
-            self._longest = max(self._longest, self.silence)
-            self.silence = self._asked = 0.0
-        elif self.silence - self._asked > max(self._hang, 3 * self._longest):
-            self._asked = self.silence
-            self._look_for_hangs()
+        self.watch.waited(time.monotonic() - began, bool(ready))
         for call in ready:
             queue = pending[call]
-            queue.calls.popleft()
-            yield queue, self._chain.result(queue.actor, call)
+            _, leads = queue.calls.popleft()
+            yield queue, leads, result(queue.actor, call)
 
-    def _look_for_hangs(self) -> None:
-        """Ask all actors what they do; go on if one is at work and within its time.
-
-        That all wait counts only if they wait for the same as when they were asked before.
-        """
-        told = self._chain.doing()
-        for name, doing in told.items():
-            if doing is None:
-                raise ActorLostError(f"{name} does not answer")
-            limit = FIRST_SECONDS if doing.longest is None else 10 * doing.longest
-            if not doing.waiting and doing.seconds > max(self._hang, limit):
-                long = f"{doing.seconds:.0f} s"
-                raise ActorLostError(f"{name} has been at {doing.operation} for {long}")
-        at = {name: doing.operation for name, doing in told.items() if doing and doing.waiting}
-        # Who is at no operation has ended its chunk: the report is on its way.
-        if len(at) == len(told) and None not in at.values() and at == self._waiting:
-            raise ActorLostError("all actors wait for messages, and none is under way")
-        self._waiting = at
-
-    def _last_reports(self) -> Iterator[tuple[_Queue, Report]]:
+    def _last_reports(self) -> Iterator[tuple[Queue, bool, Report]]:
         """Stop all actors and take what their chunks have done: it is finished work."""
         self._chain.stop()
         for queue in self._queues:
             while queue.calls:
                 call = queue.calls.popleft()
-                done, _ = ray.wait([call], timeout=STOPPING_SECONDS)
+                done, _ = ray.wait([call.ref], timeout=STOPPING_SECONDS)
                 if not done:
                     queue.calls.appendleft(call)
                     break  # it hangs in one operation; the error at hand is what ends the run
-                yield queue, self._chain.result(queue.actor, call)
+                yield queue, call.leads, result(queue.actor, call.ref)
 
     def halt(self) -> list[Loss]:
         """Stop the actors that are there and drop what they were at.
@@ -192,7 +178,8 @@ class Stream:
             The losses of those that did not end their operation in time, and were ended.
         """
         self._chain.abandon()
-        under_way = {call: queue.actor for queue in self._queues for call in queue.calls}
+        self._chain.clear_spare()
+        under_way = {call.ref: queue.actor for queue in self._queues for call in queue.calls}
         under_way |= self._chain.unfinished
         for queue in self._queues:
             queue.calls.clear()
@@ -207,19 +194,23 @@ class Stream:
         why = f"did not end its operation in {STOPPING_SECONDS:g} s"
         return [self._chain.end(actor, why) for actor in stuck.values()]
 
-    def _collect(self, name: str, report: Report) -> Worked:
-        collected = self._collected
+    def _collect(self, actor: Actor, leads: bool, report: Report) -> Worked:
+        collected, name = self._collected, actor.learner
         if report.spans:
-            self.last[name] = report.spans[-1]
+            self.last[actor.name] = report.spans[-1]
+        self._elasticity.note(actor, report.spans)
+        worked = Worked(actor.name, report.spans, report.bytes_sent)
+        if not leads:
+            return worked
         for step, metrics in report.steps.items():
             collected.metrics.setdefault(step, {})[name] = metrics
-            collected.done[name] = step
+            collected.done[name] = max(step, collected.done.get(name, step))
         for step, split, metrics in report.evaluations:
             if metrics:
                 collected.evaluations.setdefault((step, split), {})[name] = metrics
         for step, state in report.snapshots.items():
             collected.snapshots.setdefault(step, {})[name] = state
-        return Worked(name, report.spans, report.bytes_sent)
+        return worked
 
     def _complete(self, step: int) -> Iterator[Event]:
         collected = self._collected

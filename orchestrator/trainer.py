@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from learning.data import Batches
 from learning.errors import NonFiniteLossError, UserError
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.events import (
+    Changed,
     Engine,
     Evaluated,
     Event,
@@ -29,28 +30,28 @@ from orchestrator.incidents import Incident
 from orchestrator.losses import Loss
 from orchestrator.program import Calendar
 from orchestrator.rundir import RunDirectory
+from orchestrator.storage import StorageError
 
 _log = logging.getLogger(__name__)
 
 
-class Observer(Protocol):
-    """Whoever wants to know how training goes; called in the order of steps."""
+class Observer:
+    """Whoever wants to know how training goes; called in the order of steps. This one does not."""
 
     def stepped(self, step: int, metrics: Metrics) -> None:
         """Every learner has finished `step`."""
-        ...
 
     def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
         """A split was evaluated with the weights after `step`."""
-        ...
 
     def worked(self, actor: str, spans: Sequence[Span]) -> None:
         """An actor reported what it did."""
-        ...
 
     def recovered(self, incident: Incident) -> None:
         """Actors were lost, and what was lost with them has been done again."""
-        ...
+
+    def changed(self, change: Changed) -> None:
+        """Lanes came or went, or blocks moved, without stopping the run."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,11 @@ class Trainer:
     keep: int = 2
     _validated: dict[int, float] = field(default_factory=dict)
     _first: int = 0
+    _stop: int = 0
 
     def train(self, engine: Engine, steps: range, calendar: Calendar) -> None:
         """Follow the engine; whatever it raises passes through, with all records flushed."""
-        self._first = steps.start
+        self._first, self._stop = steps.start, steps.stop
         try:
             self._follow(engine.train(steps, calendar, self))
         except NonFiniteLossError as error:
@@ -135,7 +137,11 @@ class Trainer:
                     for observer in self.observers:
                         observer.evaluated(event.step, event.split, event.metrics)
                 case SnapshotTaken():
-                    self._save(event)
+                    self._save_if_possible(event)
+                case Changed():
+                    self.run.append_change(event.step, event.what, event.lanes)
+                    for observer in self.observers:
+                        observer.changed(event)
 
     def record(self, incident: Incident) -> None:
         """Write an incident down and tell the observers."""
@@ -168,6 +174,18 @@ class Trainer:
     def _record(self, step: int, split: str, metrics: Metrics) -> None:
         flat = {f"{n}/{m}": v for n, values in metrics.items() for m, v in values.items()}
         self.run.append_metrics([{"step": step, "split": split, **flat}])
+
+    def _save_if_possible(self, event: SnapshotTaken) -> None:
+        """Save a checkpoint; a run goes on without one that is not its last."""
+        try:
+            self._save(event)
+        except StorageError as error:
+            if event.step + 1 == self._stop:
+                raise
+            _log.warning("%s", error)
+            loss = Loss("checkpoint", "storage", "", 0, str(error))
+            instead = "the run went on without this checkpoint"
+            self.record(Incident(0, time.time(), event.step, [loss], instead=instead))
 
     def _save(self, event: SnapshotTaken) -> None:
         finished = event.step + 1

@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import Connection
@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 
-from actors.operations import Span
 from blocklocal.clusters import cluster
 from blocklocal.compare.costs import measure_costs
 from blocklocal.compare.records import CODE, run_settings
@@ -28,8 +27,8 @@ from learning.agreement import agreement
 from learning.errors import UserError
 from learning.sequential import SequentialEngine
 from orchestrator.events import Metrics
-from orchestrator.incidents import Incident
 from orchestrator.storage import CheckpointSettings
+from orchestrator.trainer import Observer
 from orchestrator.version import code_version, processor
 
 SECONDS = 0.5  # between lines on the way
@@ -39,7 +38,7 @@ Say = Callable[[dict[str, Any]], None]
 """Tells the parent {"step": ..., "steps": ...}, {"result": ...} or {"error": ...}."""
 
 
-class Curve:
+class Curve(Observer):
     """Observes a run: a row at each evaluation, with training metrics averaged since the last."""
 
     def __init__(self, prepared: Prepared, say: Say) -> None:
@@ -65,12 +64,6 @@ class Curve:
 
     def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
         self.rows[-1] |= _flat(split, metrics)
-
-    def recovered(self, incident: Incident) -> None:
-        """Recovery changes no result."""
-
-    def worked(self, actor: str, spans: Sequence[Span]) -> None:
-        """Times are not compared."""
 
     def best(self) -> dict[str, float]:
         """The best validation metrics of the run, each by itself."""

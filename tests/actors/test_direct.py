@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import frames
-from actors.direct import DirectChannel, Endpoint, PeerLostError, Receiver
+from actors.direct import DirectChannel
 from actors.mailbox import Mailbox, StoppedError
+from actors.receiver import Receiver
+from actors.sockets import Endpoint, PeerLostError
 from learning.errors import UserError
 from learning.messages import Key
 

@@ -6,7 +6,8 @@ import threading
 
 import torch
 
-from actors.execution import BlockExecutor, Executor, FeedbackExecutor, Source, SourceExecutor
+from actors.execution import Executor
+from actors.executors import BlockExecutor, FeedbackExecutor, Source, SourceExecutor
 from actors.mailbox import Mailbox
 from actors.operations import Kind, Operation, Report
 from learning.build import Program, build_block, build_feedback

@@ -14,6 +14,7 @@ from torch import nn
 from blocklocal import UserError, cli, fit
 from orchestrator.events import Metrics
 from orchestrator.rundir import RunDirectory
+from orchestrator.trainer import Observer
 from tests.blocklocal.helpers import (
     SMALL,
     blobs,
@@ -46,18 +47,12 @@ def _sections(run: Path) -> dict[str, Any]:
     }
 
 
-class _Stop:
+class _Stop(Observer):
     """Presses Ctrl-C after step 9 was recorded."""
 
     def stepped(self, step: int, metrics: Metrics) -> None:
         if step == 9:
             raise KeyboardInterrupt
-
-    def evaluated(self, step: int, split: str, metrics: Metrics) -> None: ...
-
-    def worked(self, actor: str, spans: object) -> None: ...
-
-    def recovered(self, incident: object) -> None: ...
 
 
 @pytest.fixture

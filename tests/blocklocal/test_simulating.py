@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from actors.operations import Kind
-from blocklocal import cli
-from blocklocal.simulating import alone, counts, schedules
+from blocklocal import cli, preparation, simulating
+from blocklocal.config import load_config
+from blocklocal.simulating import counts
+from blocklocal.simulating_schedules import schedules
 from learning.errors import UserError
 from learning.objectives.heads import HeadSettings
 from learning.rules import Interlocking, Local
+from orchestrator.chain import SourcePlace
 from orchestrator.clusters import ClusterDescription
-from orchestrator.simulation import simulate
+from orchestrator.simulation import alone, simulate
 from tests.orchestrator.machines import costs_of, made_program, times
 
 SMALL = [
@@ -72,35 +75,69 @@ def test_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "threads", "seconds"),
+    ("kind", "threads", "source", "seconds"),
     [
         # 2 blocks of F, L and U at half the time and 0.1 s more each; the source is elsewhere.
-        ("accelerator", 1, 2 * (3.0 / 2 + 3 * 0.1)),
-        ("accelerator", 4, 2 * (3.0 / 2 + 3 * 0.1)),
+        ("accelerator", 1, "actor", 2 * (3.0 / 2 + 3 * 0.1)),
+        ("accelerator", 4, "actor", 2 * (3.0 / 2 + 3 * 0.1)),
+        # A processor makes the batch, at its own speed, and the block waits for it.
+        ("accelerator", 1, "block1", 2 * (3.0 / 2 + 3 * 0.1) + 0.4 + 0.1),
+        ("accelerator", 4, "block1", 2 * (3.0 / 2 + 3 * 0.1) + 0.4 + 0.1),
         # On one core, and the batch takes its 0.4 s / 2 and 0.1 s more there.
-        ("cpu", 1, 2 * (3.0 / 2 + 3 * 0.1) + 0.3),
-        ("cpu", 4, 4 * 2 * (3.0 / 2 + 3 * 0.1) + 0.3),
+        ("cpu", 1, "actor", 2 * (3.0 / 2 + 3 * 0.1) + 0.3),
+        ("cpu", 4, "actor", 4 * 2 * (3.0 / 2 + 3 * 0.1) + 0.3),
+        ("cpu", 4, "block1", 4 * 2 * (3.0 / 2 + 3 * 0.1) + 0.3),
     ],
 )
-def test_one_device_alone(kind: str, threads: int, seconds: float) -> None:
+def test_one_device_alone(kind: str, threads: int, source: SourcePlace, seconds: float) -> None:
     made = made_program(Local(), 2)
     costs = costs_of(made, {**times(1.0, 2.0), Kind.BATCH: 0.4}, threads=threads)
     cluster = ClusterDescription.model_validate(
         {"kind": kind, "nodes": 2, "devices": 4, "speed": 2.0, "overhead": 0.1}
     )
-    assert alone(made, costs, cluster) == pytest.approx(seconds)
+    assert alone(made, costs, cluster, source) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["cpu", "accelerator"])
-def test_no_more_speed_up_than_devices(kind: str, threads: int) -> None:
+@pytest.mark.parametrize("source", ["block1", "actor"])
+def test_no_more_speed_up_than_devices(kind: str, threads: int, source: SourcePlace) -> None:
     made = made_program(Local(), 4)
     costs = costs_of(made, {**times(1.0, 2.0, 0.5), Kind.BATCH: 0.2}, threads=threads)
     cluster = ClusterDescription.model_validate({"kind": kind, "devices": 4, "overhead": 0.1})
-    rate = simulate(made, costs, cluster, range(4), steps=60).steps_per_second
-    speed_up = rate * alone(made, costs, cluster)
+    predicted = simulate(made, costs, cluster, range(4), source=source, steps=60)
+    speed_up = predicted.steps_per_second * alone(made, costs, cluster, source)
     # All blocks are at work all the time: on cores with what the threads can use of them.
     assert speed_up == pytest.approx(4.0, rel=0.07)
+
+
+@pytest.mark.parametrize(
+    ("words", "cores", "source"),
+    [
+        ([], 4.0, "block1"),  # four blocks of a thread leave no core free
+        ([], 5.0, "actor"),
+        (["engine.source=block1"], 64.0, "block1"),
+        (["engine.source=actor"], 1.0, "actor"),
+    ],
+)
+def test_batches_are_made_where_the_run_makes_them(
+    words: list[str], cores: float, source: SourcePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two shards of 3 s each, and 0.5 s for each batch that block 1 makes."""
+    took = {**times(1.0, 2.0), Kind.BATCH: 0.5}
+    monkeypatch.setattr(preparation, "_available", lambda: cores)
+    monkeypatch.setattr(
+        simulating, "measure_costs", lambda program, *_, **__: costs_of(program, took)
+    )
+    prepared = preparation.prepare(load_config(None, [*SMALL, *words]))
+    said: list[str] = []
+    rows = simulating.predict(prepared, simulating.described(None), [4], said.append)
+    assert said[0].endswith(f"(engine.source={source})")
+    (local,) = [row for row in rows if row.schedule == "local"]
+    step, together = (7.0, 4 * 6.0 + 2 * 0.5) if source == "block1" else (6.0, 4 * 6.0)
+    assert 1 / local.prediction.steps_per_second == pytest.approx(step)
+    assert local.speed_up == pytest.approx(together / step)
+    assert {row.record["source"] for row in rows} == {source}
 
 
 def test_three_blocks_say_how_many_are_needed(capsys: pytest.CaptureFixture[str]) -> None:

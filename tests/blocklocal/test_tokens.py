@@ -18,6 +18,7 @@ from learning.data import ReversalSettings, load_dataset
 from learning.errors import UserError
 from orchestrator.events import Metrics
 from orchestrator.rundir import RunDirectory
+from orchestrator.trainer import Observer
 from tests.blocklocal.helpers import UNTRACKED, command, metrics_of, refused
 from tests.learning.helpers import assert_same_bits
 
@@ -75,18 +76,12 @@ def test_loss_and_accuracy_are_means_over_tokens() -> None:
     assert accuracy == pytest.approx(sum(right) / 32)
 
 
-class _Stop:
+class _Stop(Observer):
     """Presses Ctrl-C after step 5 was recorded."""
 
     def stepped(self, step: int, metrics: Metrics) -> None:
         if step == 5:
             raise KeyboardInterrupt
-
-    def evaluated(self, step: int, split: str, metrics: Metrics) -> None: ...
-
-    def worked(self, actor: str, spans: object) -> None: ...
-
-    def recovered(self, incident: object) -> None: ...
 
 
 def test_fit_trains_on_tokens_and_goes_on_with_the_same_bits(here: Path) -> None:

@@ -29,9 +29,9 @@ from learning.settings import (
     UpdateSettings,
 )
 from learning.units import Unit, units_of
-from orchestrator.chain import SourcePlace, Transport
+from orchestrator.chain import Chain, SourcePlace, Transport
 from orchestrator.engine import RayEngine
-from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
+from orchestrator.events import Changed, Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.inline import InlineEngine
 from orchestrator.plan import BlocksSettings, Plan, make_plan
 from orchestrator.program import Calendar
@@ -119,17 +119,19 @@ def start_ray(
     """A Ray engine for a case."""
     program, plan, blocks = case.build()
     return RayEngine(
-        program,
-        plan,
-        blocks,
-        case.data,
-        case.augment,
-        evaluation_batch=EVALUATION_BATCH,
-        threads=1,
-        window=window,
-        transport=transport,
-        source=source,
-        recovery=recovery,
+        Chain(
+            program,
+            plan,
+            blocks,
+            case.data,
+            case.augment,
+            evaluation_batch=EVALUATION_BATCH,
+            threads=1,
+            window=window,
+            transport=transport,
+            source=source,
+        ),
+        recovery,
     )
 
 
@@ -163,8 +165,8 @@ def inline_engine(case: Case) -> Iterator[InlineEngine]:
 
 
 def told(events: Iterable[Event]) -> list[Told]:
-    """What an engine says about the run, without what it says about time."""
-    return [event for event in events if not isinstance(event, Worked)]
+    """What an engine says about the run, without what it says about time and actors."""
+    return [event for event in events if not isinstance(event, Worked | Changed)]
 
 
 def snapshot_of(events: Sequence[Event], step: int) -> SnapshotTaken:

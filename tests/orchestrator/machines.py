@@ -5,12 +5,16 @@ from __future__ import annotations
 from actors.operations import Kind
 from learning.build import Program
 from learning.rules import Rule
+from orchestrator.chain import SourcePlace
 from orchestrator.clusters import ClusterDescription, PathSettings
 from orchestrator.costs import Costs, OperationCost, Sent
 from orchestrator.dependencies import SOURCE, programs
+from orchestrator.simulation import simulate
+from orchestrator.simulation_machine import Prediction
 from orchestrator.simulation_routes import Routes
 from tests.orchestrator.simulator import program
 
+SOURCES: tuple[SourcePlace, ...] = ("block1", "actor")
 FREE = ClusterDescription(kind="accelerator", nodes=1024, devices=1)
 
 
@@ -34,7 +38,7 @@ def costs_of(
     threads: int = 1,
 ) -> Costs:
     """The same cost for each kind of operation (0 where none is given), except those of `of`."""
-    routes, operations = Routes(made), {}
+    routes, operations = Routes(made, "actor"), {}  # costs have batches as the source's
     for name in routes.actors():
         for op in routes.operations(name, range(min(8, 2 + made.blocks))):
             sends = {a.to: Sent(a.to, a.key.what, size) for a in routes.sends(name, op)}
@@ -63,3 +67,25 @@ def times(forward: float, backward: float, update: float = 0.0) -> dict[Kind, fl
 
 def made_program(rule: Rule, blocks: int, shards: int = 1) -> Program:
     return program(rule, blocks, shards)
+
+
+def run(
+    rule: Rule, blocks: int, shards: int = 1, *, source: SourcePlace = "actor", **more
+) -> Prediction:
+    """Equal blocks, a device each, messages free unless told otherwise; batches take no time."""
+    made = made_program(rule, blocks, shards)
+    cluster = more.pop("cluster", FREE)
+    devices = more.pop("devices", range(blocks))
+    window = more.pop("window", 3)
+    steps = more.pop("steps", None)
+    costs = costs_of(made, more.pop("seconds", times(1.0, 2.0)), **more)
+    return simulate(
+        made,
+        costs,
+        cluster,
+        list(devices),
+        source=source,
+        window=window,
+        steps=steps,
+        record=True,
+    )

@@ -1,9 +1,10 @@
-"""A program for tests: trains on a Ray cluster of several nodes of which one is killed.
+"""A program for tests: trains on a Ray cluster of several nodes, of which some come and go.
 
-    python -m tests.orchestrator.nodes RULE
+    python -m tests.orchestrator.nodes kill bll
+    python -m tests.orchestrator.nodes grow local
 
-Prints a line of JSON: the incidents, and where the bits differ from those of one process. It is a
-process of its own because a process can be connected to one cluster only.
+Prints a line of JSON: incidents and changes, who was where, and where the bits differ from those of
+one process. It is a process of its own because a process can be connected to one cluster only.
 """
 
 from __future__ import annotations
@@ -11,63 +12,206 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
+from typing import Any
 
 import ray
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import (
+    DrainNodeReason,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 from learning.learners.feedback import FeedbackSettings
 from learning.rules import BLL, Backprop, Local, Rule
-from orchestrator.events import Event, StepDone
+from orchestrator.chain import Chain
+from orchestrator.elasticity import LaneSettings
+from orchestrator.engine import RayEngine
+from orchestrator.events import Changed, Event, StepDone
 from orchestrator.program import Calendar
-from tests.orchestrator.engines import Case, differences, inline_engine, ray_engine, told
+from tests.orchestrator.engines import (
+    EVALUATION_BATCH,
+    Case,
+    Told,
+    differences,
+    eventually,
+    inline_engine,
+    told,
+)
 from tests.orchestrator.incidents import Keeper
 
-STEPS, EVERY, KILL_AFTER = 1200, 200, 450
 RULES: dict[str, Rule] = {
-    "backprop": Backprop(),
+    "backprop": Backprop(order="1f1b"),
     "local": Local(),
     "bll": BLL(feedback=FeedbackSettings(delay="auto")),
 }
-HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
-CALENDAR = Calendar(snapshots=frozenset({*range(EVERY - 1, STEPS, EVERY)}))
+HEALTH = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 3,
+}
+EVERY = 200  # steps between snapshots
 
 
-def main(rule: str) -> None:
-    case = Case(RULES[rule], steps=STEPS)
-    with inline_engine(case) as engine:
-        expected = told(engine.train(range(STEPS), CALENDAR))
-    head = {
-        "num_cpus": 0,
-        "include_dashboard": False,
-        "_system_config": {**HEALTH, "health_check_failure_threshold": 3},
-    }
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
-        ray.init(address=cluster.address, log_to_driver=False)
+class Scene:
+    """A cluster and a run on it.
+
+    Attributes:
+        lost: the actors that were on a node when it was killed.
+    """
+
+    def __init__(self, rule: str, steps: int, shards: int = 1) -> None:
+        self.case = Case(RULES[rule], steps=steps, shards=shards)
+        self.calendar = Calendar(snapshots=frozenset({*range(EVERY - 1, steps, EVERY)}))
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH}
+        self.expected = self._alone()
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.nodes: list[Any] = []
+        self.lost: list[str] = []
+
+    def _alone(self) -> list[Told]:
+        with inline_engine(self.case) as engine:
+            return told(engine.train(range(self.case.steps), self.calendar))
+
+    def add_node(self) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=2))
+
+    def start(self, lanes: LaneSettings) -> RayEngine:
+        program, plan, blocks = self.case.build()
+        chain = Chain(
+            program,
+            plan,
+            blocks,
+            self.case.data,
+            self.case.augment,
+            evaluation_batch=EVALUATION_BATCH,
+            threads=1,
+            window=2,
+            transport="direct",
+            lanes=lanes.min,
+            grows=True,
+        )
+        return RayEngine(chain, lanes=lanes)
+
+    def kill(self, engine: RayEngine, node: Any) -> None:
+        where = {a.name: a.identity.node for a in engine._chain.actors if a.identity}
+        self.lost = [name for name, at in where.items() if at == node.node_id]
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def drain(self, node: Any) -> None:
+        client = GcsClient(address=ray.get_runtime_context().gcs_address)
+        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline = int((time.time() + 600) * 1000)
+        accepted, why = client.drain_node(node.node_id, reason, "preempted", deadline)
+        assert accepted, why
+
+    def follow(
+        self, lanes: LaneSettings, at: dict[int, Callable[[RayEngine], None]]
+    ) -> dict[str, Any]:
+        """Train, doing something when these steps are told; what came out of it."""
         keeper, events = Keeper(), list[Event]()
-        lost: list[str] = []
-        with ray_engine(case, 2, "direct") as engine:
-            for event in engine.train(range(STEPS), CALENDAR, keeper):
+        engine = self.start(lanes)
+        try:
+            for event in engine.train(range(self.case.steps), self.calendar, keeper):
                 keeper.keep(event)
                 events.append(event)
-                if isinstance(event, StepDone) and event.step == KILL_AFTER:
-                    where = {a.name: a.identity.node for a in engine._chain.actors if a.identity}
-                    crowded = max(nodes, key=lambda n: list(where.values()).count(n.node_id))
-                    lost = [name for name, node in where.items() if node == crowded.node_id]
-                    cluster.remove_node(crowded, allow_graceful=False)
-        incidents = [incident.record() for incident in keeper.incidents]
+                if isinstance(event, StepDone) and event.step in at:
+                    at.pop(event.step)(engine)
+            where = {a.name: a.identity.node for a in engine._chain.actors if a.identity}
+        finally:
+            engine.close()
+        changes = [e for e in events if isinstance(e, Changed)]
         mine = told(events)
-        print(
-            json.dumps(
-                {"incidents": incidents, "lost": lost, "differences": differences(mine, expected)}
-            )
-        )
-    finally:
+        steps = [e.step for e in mine if e.step % EVERY == EVERY - 1]
+        snapshots = set(self.calendar.snapshots)
+        assert snapshots <= set(steps)
+        # Snapshots besides those of the calendar, taken when a node drains, have no counterpart.
+        mine = [e for e in mine if isinstance(e, StepDone) or e.step in snapshots]
+        return {
+            "incidents": [incident.record() for incident in keeper.incidents],
+            "changes": [[c.lanes, c.what] for c in changes],
+            "extra": sorted(set(keeper.states) - {s + 1 for s in snapshots}),
+            "where": where,
+            "nodes": [node.node_id for node in self.nodes],
+            "lost": self.lost,
+            "differences": differences(mine, self.expected),
+        }
+
+    def close(self) -> None:
         ray.shutdown()
-        cluster.shutdown()
+        self.cluster.shutdown()
+
+
+def kill(scene: Scene) -> dict[str, Any]:
+    """The node of most blocks is killed, and its blocks go on on the other."""
+    scene.add_node()
+    scene.add_node()
+
+    def at_450(engine: RayEngine) -> None:
+        where = [a.identity.node for a in engine._chain.actors if a.identity]
+        scene.kill(engine, max(scene.nodes, key=lambda n: where.count(n.node_id)))
+
+    return scene.follow(LaneSettings(), {450: at_450})
+
+
+def grow(scene: Scene) -> dict[str, Any]:
+    """Lanes 1, 2, 3 as nodes join; the node of one drains, that of another is killed."""
+    scene.add_node()
+
+    def joins(engine: RayEngine) -> None:
+        scene.add_node()
+        elasticity = engine._elasticity
+
+        def ready() -> bool:
+            elasticity.look()
+            return elasticity._growth is not None and elasticity._growth.is_ready()
+
+        assert eventually(ready, 60)
+
+    def drains(engine: RayEngine) -> None:
+        scene.drain(scene.nodes[0])
+        first = scene.nodes[0].node_id
+        assert eventually(lambda: first in engine._elasticity._drains())
+
+    def killed(engine: RayEngine) -> None:
+        scene.kill(engine, scene.nodes[1])
+
+    steps = {20: joins, 60: joins, 500: drains, 800: killed}
+    return scene.follow(LaneSettings(min=1, max=3), steps)
+
+
+def drain(scene: Scene) -> dict[str, Any]:
+    """The only lane's node drains: its blocks move to another one."""
+    scene.add_node()
+
+    def drains(engine: RayEngine) -> None:
+        scene.add_node()
+        scene.drain(scene.nodes[0])
+        elasticity = engine._elasticity
+
+        def ready() -> bool:
+            elasticity._looked = float("-inf")
+            elasticity.look()
+            return elasticity._move is not None and elasticity._move.arrival.is_ready()
+
+        assert eventually(ready, 60)
+
+    return scene.follow(LaneSettings(), {300: drains})
+
+
+SCENES = {"kill": kill, "grow": grow, "drain": drain}
+
+
+def main(what: str, rule: str) -> None:
+    scene = Scene(rule, steps=1200, shards=3 if what == "grow" else 1)
+    try:
+        ray.init(address=scene.cluster.address, log_to_driver=False)
+        print(json.dumps(SCENES[what](scene)))
+    finally:
+        scene.close()
 
 
 if __name__ == "__main__":
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, cast
 
-from actors.execution import BlockExecutor, Executor, FeedbackExecutor, Source, SourceExecutor
+from actors.execution import Executor
+from actors.executors import BlockExecutor, FeedbackExecutor, Source, SourceExecutor
 from actors.mailbox import Mailbox
 from actors.operations import Kind, Operation
 from actors.transport import lowest_room
@@ -23,12 +24,14 @@ from learning.learners.feedback import table_step
 from learning.messages import Key, Message
 from learning.rules import Rule
 from learning.settings import ConstantSchedule, PrecisionSettings, SGDSettings
+from orchestrator.chain import SourcePlace
 from orchestrator.program import (
     Calendar,
     block_program,
     channels,
     feedback_program,
     source_program,
+    with_batches,
 )
 from tests.orchestrator.standins import FakeBlock, FakeFeedback, FakeSource
 
@@ -139,15 +142,23 @@ class Simulation:
     """All actors of a program, wired as `RayEngine` wires them."""
 
     def __init__(
-        self, program: Program, steps: int, calendar: Calendar, window: int, mixing: int = 0
+        self,
+        program: Program,
+        steps: int,
+        calendar: Calendar,
+        window: int,
+        mixing: int = 0,
+        source: SourcePlace = "actor",
     ) -> None:
         self.program, self.steps, self.window = program, steps, window
         self.blocks = [FakeBlock(program, k, mixing) for k in range(1, program.blocks + 1)]
         modules = range(1, program.feedback_modules + 1)
         self.feedback = [FakeFeedback(program, k) for k in modules]
         span, delay = range(steps), program.feedback_delay
-        source = SourceExecutor(Source(cast(Any, FakeSource()), 1), Box(), 1)
-        self.source = Actor("source", source, source_program(program, calendar, span))
+        batches = Source(cast(Any, FakeSource()), 1)
+        self.source = Actor(
+            "source", SourceExecutor(batches, Box(), 1), source_program(program, calendar, span)
+        )
         self.block_actors = [
             Actor(
                 f"block{b.index}",
@@ -164,7 +175,13 @@ class Simulation:
             )
             for k, f in zip(modules, self.feedback, strict=True)
         ]
-        self.actors = [self.source, *self.block_actors, *self.feedback_actors]
+        self.actors = [*self.block_actors, *self.feedback_actors]
+        if source == "actor":
+            self.actors.insert(0, self.source)
+        else:
+            first = self.block_actors[0]
+            cast(BlockExecutor, first.executor).source = batches
+            first.operations = with_batches(first.operations)
         self._connect(window * program.settings.shards)
 
     def _connect(self, messages: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from learning.build import Program
@@ -25,6 +26,7 @@ class FakeBlock:
 
     def __init__(self, program: Program, k: int, mixing: int) -> None:
         self.program, self.credit = program, program.rule.credit
+        self.device = torch.device("cpu")
         self.index, self.last = k, program.blocks
         self.shards, self.mixing = program.settings.shards, mixing
         self.delay = self.credit.delay(k, self.last)

@@ -18,7 +18,7 @@ from learning.networks import MLPSettings
 from learning.rules import Local
 from learning.settings import SGDSettings
 from learning.units import Unit
-from orchestrator.chain import SourcePlace, Transport
+from orchestrator.chain import Chain, SourcePlace, Transport
 from orchestrator.engine import RayEngine
 from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.losses import ActorLostError
@@ -67,7 +67,7 @@ def test_loss_that_is_not_finite_reaches_the_driver_and_close_frees_the_cluster(
     assert (raised.value.block, raised.value.step) == (2, 1)
     assert (expected.value.block, expected.value.step) == (2, 1)
     assert [name for name, actor in actors.items() if not is_dead(actor)] == []
-    again = Placement(case.build()[1])
+    again = Placement.now(case.build()[1])
     assert eventually(lambda: free_cpus() == 0)
     again.remove()
 
@@ -89,14 +89,16 @@ def test_finished_work_of_a_chunk_that_fails_is_not_lost() -> None:
     program, plan, blocks = case.build()
     blocks[1] = [Unit("bomb", Bomb()), *blocks[1]]
     engine = RayEngine(
-        program,
-        plan,
-        blocks,
-        case.data,
-        case.augment,
-        evaluation_batch=8,
-        threads=1,
-        window=3,
+        Chain(
+            program,
+            plan,
+            blocks,
+            case.data,
+            case.augment,
+            evaluation_batch=8,
+            threads=1,
+            window=3,
+        )
     )
     seen: list[Event] = []
     calendar = Calendar({5: ("validation",)}, frozenset({5}), {"validation": 2})

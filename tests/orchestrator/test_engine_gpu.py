@@ -15,6 +15,7 @@ from learning.learners.feedback import FeedbackSettings
 from learning.networks import MLPSettings
 from learning.rules import BLL, Backprop, Local, Rule
 from learning.settings import PrecisionSettings, SGDSettings
+from orchestrator.chain import Chain
 from orchestrator.engine import RayEngine
 from orchestrator.events import SnapshotTaken, StepDone
 from orchestrator.program import Calendar
@@ -50,14 +51,16 @@ def on_shares_of_a_gpu(case: Case, gpus: float, steps: range, calendar: Calendar
     program, plan, blocks = case.build()
     placed = tuple(block.model_copy(update={"gpus": gpus}) for block in plan.blocks)
     engine = RayEngine(
-        program,
-        plan.model_copy(update={"blocks": placed}),
-        blocks,
-        case.data,
-        case.augment,
-        evaluation_batch=EVALUATION_BATCH,
-        threads=1,
-        window=2,
+        Chain(
+            program,
+            plan.model_copy(update={"blocks": placed}),
+            blocks,
+            case.data,
+            case.augment,
+            evaluation_batch=EVALUATION_BATCH,
+            threads=1,
+            window=2,
+        )
     )
     try:
         return told(engine.train(steps, calendar))

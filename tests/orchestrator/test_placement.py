@@ -128,21 +128,21 @@ def test_even_cpus_always_fit_together(available: int, blocks: int) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_placement_reserves_its_bundles_and_gives_them_back() -> None:
     asked = plan((1, 0), (2.5, 0))
-    placement = Placement(asked)
+    placement = Placement.now(asked)
     groups = list(placement._groups.values())
     tables = [placement_group_table(group) for group in groups]
     assert [table["state"] for table in tables] == ["CREATED"] * 2
     assert [list(table["bundles"].values()) for table in tables] == [[{"CPU": 1.0}], [{"CPU": 2.5}]]
     assert eventually(lambda: free_resources()[0]["CPU"] == 0.5)
     with pytest.raises(UserError, match="does not fit"):
-        Placement(plan((1, 0)))
-    other = Placement(plan((0.5, 0)))  # of another run at the same time
+        check_fit(plan((1, 0)), free_resources())
+    other = Placement.now(plan((0.5, 0)))  # of another run at the same time
     assert eventually(lambda: free_cpus() == 0)
     other.remove()
     placement.remove()
     assert [placement_group_table(group)["state"] for group in groups] == ["REMOVED"] * 2
     assert free_resources()[0]["CPU"] == CPUS
-    Placement(asked).remove()
+    Placement.now(asked).remove()
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -169,7 +169,7 @@ def test_every_actor_is_a_process_of_its_own_in_the_bundle_of_its_block() -> Non
     with ray_engine(case, source="actor") as engine:
         actors = handles(engine)
         found = {n: ray.get(a.__ray_call__.remote(where)) for n, a in actors.items()}
-        groups = {k: g.id.hex() for k, g in engine._chain._placement._groups.items()}
+        groups = {k: g.id.hex() for k, g in engine._chain.lanes[0].placement._groups.items()}
     assert sorted(found) == ["block1", "block2", "feedback1", "source"]
     assert len({pid for pid, _, _ in found.values()} | {os.getpid()}) == 5
     assert {name: group for name, (_, group, _) in found.items()} == {
@@ -191,7 +191,7 @@ def test_counts_that_stay_behind_are_said(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, plan, _ = Case(at=("layer2",)).build()
-    reserved = Placement(plan)
+    reserved = Placement.now(plan)
     assert caplog.text == ""
     with monkeypatch.context() as patch:
         patch.setattr("orchestrator.placement.COUNTING_SECONDS", 0.0)

@@ -105,8 +105,8 @@ def test_two_incidents_after_one_another() -> None:
     engine = start_ray(CASES["local"], 2, "direct")
     chain, renew = engine._chain, engine._chain.renew
 
-    def renewed() -> None:
-        renew()
+    def renewed(keep: bool = False) -> None:
+        renew(keep)
         if chain.incarnation == 2:
             faults[1].plant(by_name(engine))
 
@@ -126,8 +126,8 @@ def test_a_loss_that_comes_again_and_again_ends_the_run() -> None:
     chain, renew = engine._chain, engine._chain.renew
     fault = Fault("SIGKILL", "block3", (U, 5))
 
-    def renewed() -> None:
-        renew()
+    def renewed(keep: bool = False) -> None:
+        renew(keep)
         fault.plant(by_name(engine))
 
     chain.renew = renewed  # type: ignore[method-assign]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from orchestrator.events import (
 from orchestrator.incidents import Incident
 from orchestrator.program import Calendar
 from orchestrator.rundir import RunDirectory
+from orchestrator.storage import LocalStorage, StorageError
 from orchestrator.trainer import Observer, Schedule, Trainer
 from tests.orchestrator.engines import Case, inline_engine, snapshot_of, told
 from tests.orchestrator.runs import PLAN, spans_of
@@ -62,7 +65,7 @@ class Scripted:
         raise AssertionError("who made the engine closes it")
 
 
-class Recorder:
+class Recorder(Observer):
     """An observer that writes down what it hears."""
 
     def __init__(self) -> None:
@@ -144,6 +147,32 @@ def test_checkpoints_count_finished_steps_and_hold_what_they_were_told(run: RunD
     assert (checkpoint.plan_hash, checkpoint.rule) == ("0123", RULE)
     assert checkpoint.metrics == {"validation/accuracy": 0.5}
     assert torch.equal(checkpoint.state["block1"]["model.w"], torch.full((3,), 9.0))
+
+
+def test_a_full_disk_costs_one_checkpoint_and_not_the_run(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fails_at = {"step-00000020"}
+    write = LocalStorage.write
+
+    def full(storage: LocalStorage, name: str, data: bytes) -> None:
+        if name.split("/")[0] in fails_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(storage, name, data)
+
+    monkeypatch.setattr(LocalStorage, "write", full)
+    recorder = Recorder()
+    events = [e for step in (9, 19, 29) for e in checkpointed(step, 0.5)]
+    trainer(run, recorder).train(Scripted(events), range(100), Calendar())
+    assert run.checkpoints.steps() == [10, 30] and run.state.steps == 30
+    assert "cannot write checkpoint 20" in caplog.text and "No space left" in caplog.text
+    assert recorder.heard.count(("recovered", 0)) == 1
+    (line,) = (run.path / "incidents.jsonl").read_text().splitlines()
+    assert json.loads(line)["action"] == "the run went on without this checkpoint"
+    fails_at.add("step-00000040")
+    with pytest.raises(StorageError, match="cannot write checkpoint 40"):  # the run's last
+        trainer(run).train(Scripted(checkpointed(39, 0.5)), range(30, 40), Calendar())
+    assert run.checkpoints.last == 30
 
 
 @pytest.mark.parametrize(

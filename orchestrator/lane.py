@@ -1,0 +1,124 @@
+"""Lanes: full copies of the chain of blocks, each of actors in placement groups of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from actors.shells import ActorClasses, BatchSettings, Identity
+from actors.sockets import Endpoint
+from learning.build import Program
+from learning.messages import block_name, feedback_name
+from learning.units import Unit
+from orchestrator.dependencies import SOURCE
+from orchestrator.placement import Placement
+
+SourcePlace = Literal["block1", "actor"]
+"""Who makes the batches: block 1, or an actor of its own."""
+
+
+@dataclass(eq=False)
+class Actor:
+    """One process of the chain.
+
+    Attributes:
+        learner: what its learner is called in its lane; `source` of who makes batches.
+        lane: number of the lane.
+        kind: its class, as Ray knows it.
+        block: in whose bundle it is, of which it takes `share`.
+        arguments: what its learners are built from.
+        handle: None while it is lost.
+        endpoint: where it takes direct messages, if it does.
+    """
+
+    learner: str
+    lane: int
+    kind: Any
+    block: int
+    share: float
+    arguments: tuple[Any, ...]
+    handle: Any = None
+    identity: Identity | None = None
+    endpoint: Endpoint | None = None
+
+    @property
+    def name(self) -> str:
+        """Of all actors of a run no two have the same, but for one and its successor."""
+        return self.learner if self.lane == 1 else f"{self.learner}.lane{self.lane}"
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has a learner."""
+        return self.learner != SOURCE
+
+    @property
+    def is_block(self) -> bool:
+        """Whether its learner is a block's."""
+        return self.learner == block_name(self.block)
+
+    @property
+    def peer(self) -> Any:
+        """Where messages to it are sent."""
+        return self.endpoint or self.handle
+
+    def start(self, placement: Placement) -> None:
+        """Start its process."""
+        options = placement.options(self.block, share=self.share)
+        # Ray must never re-run a training step on a reset actor.
+        settings = {"max_restarts": 0, "max_task_retries": 0, **options}
+        self.handle = self.kind.options(**settings).remote()
+        self.identity = self.endpoint = None
+
+
+Cast = Callable[[int], list[Actor]]
+"""The actors of the lane of this number, not started."""
+
+
+@dataclass(eq=False)
+class Lane:
+    """One copy of the chain.
+
+    Attributes:
+        number: from 1; of a lane that has left it is given again.
+    """
+
+    number: int
+    actors: list[Actor] = field(repr=False)
+    placement: Placement = field(repr=False)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether none of its actors is lost."""
+        return all(actor.handle is not None for actor in self.actors)
+
+    def peer(self, learner: str) -> Any:
+        """Where messages to a learner of this lane are sent."""
+        (found,) = (actor for actor in self.actors if actor.learner == learner)
+        return found.peer
+
+
+def cast(
+    program: Program,
+    blocks: Sequence[Sequence[Unit]],
+    batches: BatchSettings,
+    classes: ActorClasses,
+    threads: int,
+    source: SourcePlace,
+    lane: int,
+) -> list[Actor]:
+    """The actors of one lane, not started."""
+    # A bundle holds a block, and in half of it its feedback module where there is one.
+    share = 0.5 if program.feedback_modules else 1.0
+    actors: list[Actor] = []
+    if source == "actor":
+        actors.append(Actor(SOURCE, lane, classes.source, 1, 0.0, (program, batches, 1)))
+    for k, units in enumerate(blocks, start=1):
+        later = blocks[k:] if program.rule.looks_ahead else ()
+        own = batches if k == 1 and source == "block1" else None
+        arguments = (program, k, units, later, threads, own, lane)
+        actors.append(Actor(block_name(k), lane, classes.block, k, share, arguments))
+    for k in range(1, program.feedback_modules + 1):
+        arguments = (program, k, threads, lane)
+        actors.append(Actor(feedback_name(k), lane, classes.feedback, k, share, arguments))
+    return actors

@@ -1,0 +1,61 @@
+"""Nodes come, drain and are killed while a run goes on, with the same bits at the end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def scene(what: str, rule: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.orchestrator.nodes", what, rule],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=230,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith('{"incidents"'))
+    said = json.loads(line)
+    assert said["differences"] == []
+    return said
+
+
+@pytest.mark.parametrize("rule", ["bll"])
+def test_blocks_of_a_killed_node_go_on_elsewhere(rule: str) -> None:
+    said = scene("kill", rule)
+    (incident,) = said["incidents"]
+    losses = {loss["name"]: loss["kind"] for loss in incident["losses"]}
+    assert losses == dict.fromkeys(said["lost"], "node") and len(losses) >= 2
+    assert incident["resumed"] % 200 == 0 and incident["resumed"] >= 400
+
+
+@pytest.mark.parametrize("rule", ["local"])
+def test_lanes_follow_the_nodes_that_join_drain_and_are_killed(rule: str) -> None:
+    said = scene("grow", rule)
+    lanes = [lanes for lanes, _ in said["changes"]]
+    assert lanes[:3] == [2, 3, 2]  # and perhaps 3 again, where there is room on the third node
+    assert "drains" in said["changes"][2][1]
+    assert said["extra"]  # a snapshot when the end of a node was announced
+    (incident,) = said["incidents"]
+    assert {loss["kind"] for loss in incident["losses"]} == {"node"}
+    assert {loss["name"] for loss in incident["losses"]} == set(said["lost"]) != set()
+    assert said["nodes"][0] not in said["where"].values()
+
+
+@pytest.mark.parametrize("rule", ["bll"])
+def test_the_blocks_of_a_draining_node_move(rule: str) -> None:
+    said = scene("drain", rule)
+    assert said["incidents"] == [] and said["extra"]
+    (change,) = said["changes"]
+    assert change[0] == 1 and "moved, because its node drains" in change[1]
+    assert set(said["where"].values()) == {said["nodes"][1]}
