@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -29,8 +29,9 @@ import torch
 from ray.cluster_utils import Cluster
 
 from benchmarks import records
+from benchmarks.deadline import deadline
 from benchmarks.punisher_page import page
-from benchmarks.punishing import punish, undisturbed
+from benchmarks.punishing import START_SECONDS, punish, undisturbed
 from benchmarks.survival import keep, parser
 from benchmarks.workloads import Workload, configuration
 from blocklocal.clusters import cluster
@@ -40,7 +41,8 @@ CALIBRATION_SECONDS = 12.0
 TABLE_SECONDS = 120.0  # of kills, in each run of the table
 TABLE_BETWEEN, TABLE_EVERY = (15.0, 30.0, 60.0), (20, 100, 500)
 NODES = 4  # of a CPU each: two to spare
-NODE: dict[str, Any] = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
+NODE: dict[str, Any] = {"num_cpus": 1, "node_ip_address": "127.0.0.2"}
+"""On the loopback, by an address that Ray does not take for this machine's name for itself."""
 HEALTH = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
@@ -49,12 +51,8 @@ HEALTH = {
 
 
 @contextmanager
-def machines(several: bool) -> Iterator[Callable[[], object] | None]:
-    """A local Ray, or a cluster of several nodes on this machine and what starts one more."""
-    if not several:
-        with cluster(configuration(WORKLOAD, 1)):
-            yield None
-        return
+def several_nodes() -> Iterator[Callable[[], object]]:
+    """A cluster of several nodes on this machine, connected; what starts one more."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     head = {**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH}
     nodes = Cluster(initialize_head=True, head_node_args=head)
@@ -67,6 +65,20 @@ def machines(several: bool) -> Iterator[Callable[[], object] | None]:
     finally:
         ray.shutdown()
         nodes.shutdown()
+
+
+@contextmanager
+def machines(several: bool) -> Iterator[Callable[[], object] | None]:
+    """A local Ray, or several nodes and what starts one more.
+
+    Raises:
+        TimeoutError: when they do not start.
+    """
+    with ExitStack() as stack:
+        with deadline(START_SECONDS, lambda: "starting Ray"):
+            one = cluster(configuration(WORKLOAD, 1))
+            replace = stack.enter_context(several_nodes() if several else one)
+        yield replace
 
 
 def options(words: Sequence[str] | None) -> argparse.Namespace:

@@ -84,21 +84,19 @@ class Elasticity:
         self._move: _Move | None = None
         self.noticed: dict[str, str] = {}
         self._looked = self._failed = float("-inf")
+        self._alarm = False
 
-    def look(self) -> list[str]:
-        """See what has changed in the cluster.
-
-        Returns:
-            The nodes whose end was announced since the last look.
-        """
+    def look(self) -> None:
+        """See what has changed in the cluster."""
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS:
-            return []
+            return
         self._looked = now
         draining = self._drains()
         here = {a.identity.node for a in self._chain.actors if a.identity is not None}
         new = [node for node in draining if node in here and node not in self.noticed]
         self.noticed = {node: draining[node] for node in draining if node in here}
+        self._alarm = self._alarm or bool(new)
         if self._growth is not None and not self._growth.waits and new:
             self._cancel_growth()  # it may be on that node
         if self._move is None and now - self._failed >= RETRY_SECONDS:
@@ -108,7 +106,11 @@ class Elasticity:
             self._give_up_move()
         if self._growth is None and now - self._failed >= RETRY_SECONDS and self._may_grow():
             self._growth = Arrival(self._chain, self._chain.new_lane())
-        return new
+
+    def alarmed(self) -> bool:
+        """Whether the end of a node was announced since this was asked last."""
+        alarm, self._alarm = self._alarm, False
+        return alarm
 
     def _may_grow(self) -> bool:
         return len(self._chain.lanes) < self.settings.max and self._move is None

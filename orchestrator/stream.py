@@ -26,6 +26,8 @@ from orchestrator.queues import Queue, hand_out
 from orchestrator.turns import Turn
 
 CHUNK_SECONDS = 0.5  # a chunk lasts about this long: reports stay fresh, calls stay rare
+ACTORS = 8  # with more, chunks last longer, so that the driver has no more reports a second
+LONGEST = 8  # at most so much longer
 CHUNKS_QUEUED = 2
 LOOK_SECONDS = 0.25  # at most so long between looks at what has ended
 STOPPING_SECONDS = 30.0  # for the operation that an actor is in when the run ends
@@ -96,7 +98,8 @@ class Stream:
                 handed = chunk.stop
             for queue, leads, report in self._reports():
                 yield self._collect(queue.actor, leads, report)
-                length = length if queue.leaves else _chunk_length(report.spans)
+                seconds = CHUNK_SECONDS * min(LONGEST, max(1, len(self._queues) / ACTORS))
+                length = length if queue.leaves else _chunk_length(report.spans, seconds)
                 error = error or report.error
             if error is not None:
                 for queue, leads, report in self._last_reports():
@@ -138,7 +141,8 @@ class Stream:
         calendar, now = self._calendar, time.monotonic()
         seconds = calendar.snapshot_seconds
         due = seconds is not None and now - self._snapshot_at >= seconds
-        if self._elasticity.look() or due:
+        self._elasticity.look()
+        if self._elasticity.alarmed() or due:
             self._snapshot_at = now
             self._calendar = replace(calendar, snapshots=calendar.snapshots | {step})
 
@@ -222,10 +226,10 @@ class Stream:
             yield SnapshotTaken(step, collected.snapshots.pop(step))
 
 
-def _chunk_length(spans: Sequence[Span]) -> int:
-    """How many steps the next chunk has, from how long those of the last one took."""
+def _chunk_length(spans: Sequence[Span], seconds: float) -> int:
+    """How many steps the next chunk has, to last so long: from how long those of the last took."""
     if not spans:
         return 1
     steps = len({span.step for span in spans})
-    seconds = (spans[-1].ended - spans[0].started) / 1e9
-    return max(1, min(100, round(CHUNK_SECONDS * steps / max(seconds, 1e-6))))
+    took = (spans[-1].ended - spans[0].started) / 1e9
+    return max(1, min(100, round(seconds * steps / max(took, 1e-6))))

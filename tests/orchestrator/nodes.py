@@ -204,7 +204,7 @@ SCENES = {"kill": kill, "grow": grow, "drain": drain}
 
 
 def main(what: str, rule: str) -> None:
-    scene = Scene(rule, steps=1200, shards=3 if what == "grow" else 1)
+    scene = Scene(rule, steps=1200, shards=4 if what == "grow" else 1)
     try:
         ray.init(address=scene.cluster.address, log_to_driver=False)
         print(json.dumps(SCENES[what](scene)))

@@ -11,7 +11,7 @@ import ray
 from actors.operations import Kind
 from learning.learners.feedback import FeedbackSettings
 from learning.networks import MLPSettings
-from learning.rules import BLL, Backprop, Interlocking, Local
+from learning.rules import BLL, Backprop, Local
 from orchestrator.calls import result
 from orchestrator.chain import Chain, Transport
 from orchestrator.elasticity import LaneSettings
@@ -41,9 +41,7 @@ NORMED = MLPSettings(widths=(12, 8, 10), normalization="batch", dropout=0.2)
 CASES = {
     "local": Case(Local(), shards=4, cpus=CPU),
     "batch norm": Case(Local(), NORMED, shards=4, cpus=CPU),
-    "gpipe": Case(Backprop(order="gpipe"), shards=4, cpus=CPU),
     "1f1b": Case(Backprop(order="1f1b"), shards=4, cpus=CPU),
-    "interlocking": Case(Interlocking(), shards=2, cpus=CPU),
     "bll": Case(BLL(feedback=FeedbackSettings(delay="auto")), shards=4, cpus=CPU),
 }
 
@@ -111,11 +109,8 @@ def told_alike(events: list[Event], case: Case) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "lanes", "transport", "source"),
     [
-        ("local", 3, "object_store", "block1"),
-        ("batch norm", 3, "direct", "actor"),
-        ("gpipe", 2, "direct", "block1"),
+        ("batch norm", 3, "object_store", "actor"),
         ("1f1b", 2, "direct", "block1"),
-        ("interlocking", 2, "object_store", "block1"),
         ("bll", 2, "direct", "block1"),
     ],
 )
@@ -164,10 +159,8 @@ def test_lanes_that_come_and_go_change_no_bit(
     ("name", "block", "transport", "source"),
     [
         ("local", 1, "direct", "actor"),
-        ("local", 2, "object_store", "block1"),
-        ("1f1b", 2, "direct", "block1"),
+        ("1f1b", 2, "object_store", "block1"),
         ("bll", 2, "direct", "block1"),
-        ("bll", 1, "object_store", "block1"),
     ],
 )
 def test_a_block_that_moves_changes_no_bit(
