@@ -91,8 +91,8 @@ class Executor(ABC):
         self.channels = {**kept, **added}
 
     def leave(self) -> None:
-        """Say farewell to all that something was sent to."""
-        for channel in [*self.channels.values(), *self._retired]:
+        """Say farewell to all that something is sent to."""
+        for channel in self.channels.values():
             channel.leave()
 
     def abandon(self) -> None:

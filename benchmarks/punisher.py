@@ -9,10 +9,11 @@ Two blocks and the rule `local` train on made-up data, with a snapshot every so 
 they do, a thread that knows no more than the operating system's list of processes kills actors
 (SIGKILL): victims and moments are drawn from a seed, as if at exponential intervals.
 
-Goodput is new steps over wall time, as a share of that of the same run without kills and with the
-same snapshots: steps that are done again do not count. It is taken from the start of the kills
-until their time is over and the last loss is made up for. The state of all learners at the end is
-compared with that of the run without kills, bit for bit.
+The run is as long as its kills take; then as many steps are done without kills. Goodput is new
+steps over wall time, as a share of that of the run without kills, which writes the same snapshots:
+steps that are done again do not count. It is taken from the start of the kills until their time is
+over and the last loss is made up for. The state of all learners in the last snapshot is compared
+with that of the run without kills, bit for bit.
 """
 
 from __future__ import annotations
@@ -31,13 +32,12 @@ from ray.cluster_utils import Cluster
 from benchmarks import records
 from benchmarks.deadline import deadline
 from benchmarks.punisher_page import page
-from benchmarks.punishing import START_SECONDS, punish, undisturbed
+from benchmarks.punishing import START_SECONDS, punish
 from benchmarks.survival import keep, parser
 from benchmarks.workloads import Workload, configuration
 from blocklocal.clusters import cluster
 
 WORKLOAD = Workload("mlp", 512, 256)
-CALIBRATION_SECONDS = 12.0
 TABLE_SECONDS = 120.0  # of kills, in each run of the table
 TABLE_BETWEEN, TABLE_EVERY = (15.0, 30.0, 60.0), (20, 100, 500)
 NODES = 4  # of a CPU each: two to spare
@@ -107,16 +107,15 @@ def main(words: Sequence[str] | None = None) -> None:
     """Measure, and write the results."""
     chosen = options(words)
     workload = WORKLOAD.tiny() if chosen.quick else WORKLOAD
-    calibration = 1.0 if chosen.quick else CALIBRATION_SECONDS
     counts, intervals = planned(chosen)
-    longest = max(count * between for between, count in counts.items())
     torch.set_num_threads(1)
     runs: list[dict[str, Any]] = []
     with machines(chosen.nodes) as replace:
         for every in intervals:
-            reference = undisturbed(workload, chosen.transport, every, longest, calibration)
             for between, count in counts.items():
-                run = punish(reference, count, between, chosen.seed, replace)
+                run = punish(
+                    workload, chosen.transport, every, count, between, chosen.seed, replace
+                )
                 told = f"{len(run['kills'])} kills, goodput {run['goodput']:.0%}"
                 print(f"every {every} steps, {between:g} s between kills: {told}", flush=True)
                 runs.append(run)

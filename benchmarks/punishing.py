@@ -10,118 +10,107 @@ from typing import Any
 from benchmarks import killer
 from benchmarks.deadline import deadline
 from benchmarks.killer import Kill, Killer, moments
-from benchmarks.survival import WARMUP, State, Watch, calibrated, same_bits, trained
+from benchmarks.survival import MANY, WARMUP, EnoughError, Watch, same_bits, trained
 from benchmarks.workloads import Workload
 from orchestrator.chain import Transport
 from orchestrator.events import Metrics
 from orchestrator.incidents import Incident
 
-MARGIN = 1.05  # the machine may be faster later than in the calibration
 START_SECONDS, KILL_SECONDS = 90.0, 30.0  # at most for a start, and for a loss
 
 
 @dataclass(kw_only=True)
 class Punished(Watch):
-    """Watches a run that is punished from the end of its warm-up on.
+    """Watches a run that is punished from the end of its warm-up on, and ends it.
+
+    It ends after the first snapshot that follows all kills and what they have cost.
 
     Attributes:
+        kills, seconds: how many kills in how much time.
+        every: steps between snapshots.
         replace: starts a node in the place of a lost one.
     """
 
     killer: Killer
+    kills: int
+    seconds: float
+    every: int
     replace: Callable[[], object] | None = None
+    _last: int | None = None
 
     def stepped(self, step: int, metrics: Metrics) -> None:
         super().stepped(step, metrics)
         if step == WARMUP - 1:
             self.killer.start()
+        elif self._last is None and self._is_over():
+            self._last = step + self.every
+        elif self._last is not None and step > self._last:  # its snapshot is written
+            raise EnoughError
 
     def recovered(self, incident: Incident) -> None:
         super().recovered(incident)
         if self.replace is not None:
             self.replace()
 
-
-@dataclass(frozen=True)
-class Reference:
-    """A run without kills: its steps, its rate in steps a second, its state at the end."""
-
-    workload: Workload
-    transport: Transport
-    every: int
-    steps: int
-    rate: float
-    state: State
-
-
-def undisturbed(
-    workload: Workload, transport: Transport, every: int, seconds: float, calibration: float
-) -> Reference:
-    """A run of about so many seconds, and rather more.
-
-    Args:
-        every: steps between snapshots.
-        calibration: seconds of the run that tells how many steps that are.
-
-    Raises:
-        TimeoutError: when one of the two does not end.
-    """
-    with deadline(START_SECONDS + 3 * calibration, lambda: "calibrating"):
-        rate = calibrated(workload, calibration, every=every, transport=transport)
-    steps = WARMUP + math.ceil(MARGIN * seconds * rate)
-    watch = Watch()
-    limit = START_SECONDS + 3 * seconds
-    with deadline(limit, lambda: f"training without kills, step {len(watch.times)} of {steps}"):
-        state = trained(workload, steps, [watch], every=every, transport=transport)
-    return Reference(workload, transport, every, steps, watch.rate(), state)
+    def _is_over(self) -> bool:
+        done, now = list(self.killer.kills), self.times[-1]
+        if len(done) < self.kills or now < self.killer.began + self.seconds:
+            return False
+        waiting = any(recovery(kill, self.incidents)["recovery"] is None for kill in done)
+        return not waiting or now > done[-1].at + KILL_SECONDS  # it has hit nobody
 
 
 def punish(
-    reference: Reference,
+    workload: Workload,
+    transport: Transport,
+    every: int,
     kills: int,
     between: float,
     seed: int,
     replace: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
-    """The same run with kills, the mean of so many seconds between them.
+    """A run with kills, as long as these take, and then as many steps without.
 
     Args:
+        every: steps between snapshots.
+        between: mean seconds between kills.
         replace: kill nodes instead of actors, and call this after each.
 
     Raises:
-        TimeoutError: when it does not end.
+        TimeoutError: when one of the two does not end.
     """
-    victims = killer.actors if replace is None else killer.nodes
-    punisher = Killer(moments(kills, between, seed), seed, victims)
-    watch = Punished(killer=punisher, replace=replace)
+    seconds = kills * between
+    punisher = Killer(
+        moments(kills, between, seed), seed, killer.actors if replace is None else killer.nodes
+    )
+    watch = Punished(killer=punisher, kills=kills, seconds=seconds, every=every, replace=replace)
 
     def doing() -> str:
         return (
-            f"training with kills, step {len(watch.times)} of {reference.steps}, "
-            f"{len(punisher.kills)} of {kills} kills, {len(watch.incidents)} incidents"
+            f"training with kills, {len(watch.times)} steps, {len(punisher.kills)} of {kills} "
+            f"kills, {len(watch.incidents)} incidents"
         )
 
-    limit = START_SECONDS + 3 * reference.steps / reference.rate + kills * KILL_SECONDS
+    settings = {"engine.recovery.max_failures": 10 * kills}
     try:
-        with deadline(limit, doing):
-            state = trained(
-                reference.workload,
-                reference.steps,
-                [watch],
-                every=reference.every,
-                transport=reference.transport,
-                settings={"engine.recovery.max_failures": 10 * kills},
+        with deadline(START_SECONDS + 2 * seconds + kills * KILL_SECONDS, doing):
+            steps, state = trained(
+                workload, MANY, [watch], every=every, transport=transport, settings=settings
             )
     finally:
         punisher.stop()
+    alone = Watch()
+    limit = START_SECONDS + 2 * (watch.times[-1] - watch.times[0])
+    with deadline(limit, lambda: f"training without kills, step {len(alone.times)} of {steps}"):
+        _, expected = trained(workload, steps, [alone], every=every, transport=transport)
     return {
-        "every": reference.every,
+        "every": every,
         "between": between,
         "planned": kills,
-        "steps": reference.steps,
-        "rate_without_kills": reference.rate,
-        **figures(watch, punisher.began, punisher.kills, kills * between, reference.rate),
-        "same_bits": same_bits(reference.state, state),
+        "steps": steps,
+        "rate_without_kills": alone.rate(),
+        **figures(watch, punisher.began, punisher.kills, seconds, alone.rate()),
+        "same_bits": same_bits(expected, state),
     }
 
 

@@ -82,12 +82,15 @@ def trained(
     every: int | None,
     transport: Transport = "direct",
     settings: Mapping[str, Any] | None = None,
-) -> State:
-    """Train a workload on the cluster that is connected; the state of all learners at the end.
+) -> tuple[int, State]:
+    """Train a workload on the cluster that is connected, to the end or until it is watched enough.
 
     Args:
         every: steps between snapshots; None: only that at the end.
         settings: further ones by dotted key.
+
+    Returns:
+        The step of the last snapshot and the state of all learners in it; 0 and none without any.
     """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "run"
@@ -100,8 +103,11 @@ def trained(
         }
         for key, value in changes.items():
             overlay(tree, key.split("."), value)
-        train(prepared(workload, make_config(tree)), observers)
-        return RunDirectory.open(path).checkpoints.load(steps).state
+        with suppress(EnoughError):
+            train(prepared(workload, make_config(tree)), observers)
+        checkpoints = RunDirectory.open(path).checkpoints
+        last = checkpoints.last
+        return (0, {}) if last is None else (last, checkpoints.load(last).state)
 
 
 def calibrated(
@@ -113,8 +119,7 @@ def calibrated(
         ValueError: when these are over before the warm-up is.
     """
     watch = Watch(enough=seconds)
-    with suppress(EnoughError):
-        trained(workload, MANY, [watch], every=every, transport=transport)
+    trained(workload, MANY, [watch], every=every, transport=transport)
     last = max(watch.ended)
     if last < WARMUP:
         raise ValueError(f"step {last} after {seconds:g} s: calibrate for longer")

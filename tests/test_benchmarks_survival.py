@@ -98,6 +98,42 @@ def test_a_kill_of_nobodys_actor_has_no_recovery() -> None:
     assert found == {"recovery": None, "phases": {}}
 
 
+def test_a_punished_run_ends_with_a_snapshot_after_its_kills(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(survival.time, "time", lambda: now[0])
+    thread = killer.Killer([], 0)
+    watch = punishing.Punished(killer=thread, kills=1, seconds=5.0, every=10)
+
+    def steps_until(last: int, seconds: float) -> None:
+        now[0] += seconds
+        for step in range(len(watch.times), last):
+            watch.stepped(step, {})
+
+    steps_until(WARMUP + 5, 1.0)
+    thread.join(20)
+    assert thread.began == 1.0
+    steps_until(WARMUP + 10, 6.0)  # its time is over, but not its kill
+    thread.kills.append(Kill(7.0, "block", (7,)))
+    steps_until(WARMUP + 15, 1.0)  # killed, and nobody knows it yet
+    watch.recovered(lost(7, 7.5, noticing=0.5, replaying=0.1))
+    steps_until(WARMUP + 26, 1.0)  # from step 35 on it looks for a snapshot: within ten steps
+    with pytest.raises(survival.EnoughError):
+        watch.stepped(len(watch.times), {})
+    assert len(watch.times) == WARMUP + 27
+
+
+def test_a_punished_run_does_not_wait_for_ever_for_a_kill_that_hit_nobody() -> None:
+    thread = killer.Killer([], 0)
+    watch = punishing.Punished(killer=thread, kills=1, seconds=5.0, every=10)
+    thread.began, thread.kills = 1.0, [Kill(3.0, "block", (7,))]
+    watch.times = [3.0 + punishing.KILL_SECONDS]
+    assert not watch._is_over()
+    watch.times.append(3.5 + punishing.KILL_SECONDS)
+    assert watch._is_over()
+
+
 def test_rate_is_from_the_end_of_the_warm_up_to_the_last_word() -> None:
     watch = Watch()
     for step in range(WARMUP + 10):

@@ -48,7 +48,9 @@ def test_lanes_follow_the_nodes_that_join_drain_and_are_killed(rule: str) -> Non
     assert said["extra"]  # a snapshot when the end of a node was announced
     (incident,) = said["incidents"]
     assert {loss["kind"] for loss in incident["losses"]} == {"node"}
-    assert {loss["name"] for loss in incident["losses"]} == set(said["lost"]) != set()
+    # Others of that lane may still answer, until they notice that their node has gone.
+    assert set() < {loss["name"] for loss in incident["losses"]} <= set(said["lost"])
+    assert incident["lanes"] == 1
     assert said["nodes"][0] not in said["where"].values()
 
 

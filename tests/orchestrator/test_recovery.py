@@ -65,7 +65,7 @@ def _a_step_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a snapshot has reached the driver three steps later."""
     monkeypatch.setattr("orchestrator.stream.CHUNK_SECONDS", 0.0)
     monkeypatch.setattr("orchestrator.stream.STOPPING_SECONDS", 2.0)
-    monkeypatch.setattr("orchestrator.chain.ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr("orchestrator.calls.ANSWER_SECONDS", 2.0)
 
 
 @functools.cache
