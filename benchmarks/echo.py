@@ -7,7 +7,7 @@ import torch
 from actors.execution import Executor
 from actors.mailbox import Mailbox
 from actors.operations import Kind, Operation
-from actors.shells import _Shell
+from actors.shell import Shell
 from learning.messages import Key, Post
 
 WINDOW = 3  # messages under way, as many as the engine's default of steps
@@ -55,7 +55,7 @@ class Echo(Executor):
         self.send([Post(to, key, {"x": self._outgoing})])
 
 
-class EchoShell(_Shell):
+class EchoShell(Shell):
     """The actor around an `Echo`."""
 
     def __init__(self) -> None:

@@ -27,9 +27,9 @@ from benchmarks.simulation_calibration import calibrate, rate, run
 from benchmarks.workloads import Workload, configuration, prepared
 from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, make_config
-from orchestrator.chain import SourcePlace
 from orchestrator.clusters import ClusterDescription
 from orchestrator.costs import measure_costs
+from orchestrator.program import SourcePlace
 from orchestrator.simulation import simulate
 
 RULES: dict[str, tuple[dict[str, Any], int]] = {

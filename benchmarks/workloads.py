@@ -17,7 +17,8 @@ from blocklocal import arrays_dataset
 from blocklocal.config import RunConfig, make_config
 from blocklocal.preparation import Prepared, prepare
 from learning.networks.attention import TransformerBlock
-from orchestrator.chain import SourcePlace, Transport
+from orchestrator.chain import Transport
+from orchestrator.program import SourcePlace
 
 CLASSES = 10
 SIDE = 16  # pixels of the convnet's images

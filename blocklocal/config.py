@@ -28,10 +28,11 @@ from learning.settings import (
     Settings,
     UpdateSettings,
 )
-from orchestrator.chain import SourcePlace, Transport
+from orchestrator.chain import Transport
 from orchestrator.elasticity import LaneSettings
 from orchestrator.placement import ResourceSettings
 from orchestrator.plan import BlocksSettings
+from orchestrator.program import SourcePlace
 from orchestrator.recovery import RecoverySettings
 from orchestrator.storage import CheckpointSettings
 from tuning.tracking import TrackingSettings

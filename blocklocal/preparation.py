@@ -24,9 +24,9 @@ from learning.numerics import Numerics
 from learning.policies.subspace import rank_of
 from learning.rules import Backprop
 from learning.units import Unit, units_of
-from orchestrator.chain import SourcePlace
 from orchestrator.placement import even_cpus, free_resources
 from orchestrator.plan import Plan, make_plan
+from orchestrator.program import SourcePlace
 from orchestrator.trainer import Schedule
 
 

@@ -16,11 +16,11 @@ from blocklocal.simulating_schedules import ScheduleChoice, schedules
 from learning.build import Program
 from learning.checks import check_program
 from learning.errors import UserError
-from orchestrator.chain import SourcePlace
 from orchestrator.clusters import ClusterDescription
 from orchestrator.costs import Costs, measure_costs, uncompiled
 from orchestrator.files import write_file
 from orchestrator.plan import human_bytes
+from orchestrator.program import SourcePlace
 from orchestrator.simulation import alone, in_turns, simulate
 from orchestrator.simulation_machine import Prediction
 from orchestrator.simulation_scale import scale, widen

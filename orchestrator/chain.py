@@ -13,21 +13,21 @@ from functools import partial
 from typing import Any, Literal
 
 import ray
-from torch import Tensor
 
 from actors.executors import LANE
 from actors.operations import Doing
-from actors.shells import BatchSettings, Change, actor_classes
+from actors.shell import Change
+from actors.shells import BatchSettings, actor_classes
 from learning.build import Program
 from learning.data import AugmentSettings, Dataset, DataSettings
 from learning.errors import UserError
 from learning.units import Unit
 from orchestrator.calls import Calls, doing, ending
-from orchestrator.lane import Actor, Cast, Lane, SourcePlace, cast
-from orchestrator.losses import ActorLostError, Loss, NoRoomError
+from orchestrator.lane import Actor, Cast, Lane, cast
+from orchestrator.losses import ActorLostError, Loss
 from orchestrator.placement import Placement, check_fit, free_resources
 from orchestrator.plan import Plan
-from orchestrator.program import channels
+from orchestrator.program import SourcePlace, channels
 
 Transport = Literal["object_store", "direct"]
 
@@ -183,28 +183,6 @@ class Chain:
         """Of the channel between two learners, in messages."""
         return channels(self.program, sender, self._messages)[receiver]
 
-    def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
-        """Load a snapshot into all learners; training goes on at `step`."""
-        learners = [actor for actor in self.actors if actor.learns]
-        # All mailboxes first: a learner that is loaded sends what was under way.
-        self.call(lambda a: a.handle.clear.remote(), learners)
-        # Once for all lanes: Ray would copy the tensors for each call.
-        states = {name: ray.put(tensors) for name, tensors in state.items()}
-        self.call(lambda a: a.handle.load.remote(states[a.learner], step), learners)
-
-    def finished(self) -> dict[str, int]:
-        """The step of the last update of each learner that is there, by name."""
-        learners = [actor for actor in self._there() if actor.learns]
-        steps = self.call(lambda a: a.handle.finished.remote(), learners)
-        return {actor.name: step for actor, step in zip(learners, steps, strict=True)}
-
-    def take_learnt(
-        self, names: Sequence[str], state: dict[str, dict[str, Tensor]], finished: int
-    ) -> None:
-        """Load what a snapshot has learnt up to step `finished` into some of the learners."""
-        learners = [actor for actor in self.actors if actor.name in names and actor.learns]
-        self.call(lambda a: a.handle.take_learnt.remote(state[a.learner], finished), learners)
-
     def call(
         self, submit: Callable[[Actor], ray.ObjectRef[Any]], of: Sequence[Actor] | None = None
     ) -> list[Any]:
@@ -217,20 +195,21 @@ class Chain:
 
     def stop(self) -> None:
         """Let the actors end their chunks and report what they did; nobody waits for it here."""
-        for actor in self._there():
+        for actor in self.there():
             actor.handle.stop.options(num_returns=0).remote(self.incarnation)
 
     def abandon(self) -> None:
         """Let the actors drop what they are at, wherever they wait; nobody waits for it here."""
-        for actor in self._there():
+        for actor in self.there():
             actor.handle.abandon.options(num_returns=0).remote(self.incarnation)
 
-    def _there(self) -> list[Actor]:
+    def there(self) -> list[Actor]:
+        """The actors that are not lost."""
         return [actor for actor in self.actors if actor.handle is not None]
 
     def doing(self) -> dict[str, Doing | None]:
         """What each actor does; None of those who do not answer, or are lost."""
-        return doing(self._there())
+        return doing(self.there())
 
     def lost(self) -> list[Loss]:
         """Find out who is lost, and end those who do not answer.
@@ -238,7 +217,7 @@ class Chain:
         Raises:
             ActorLostError: when Ray does not decide within the patience whether one is lost.
         """
-        return [loss for actor in self._there() for loss in ending(actor, "", self.patience)]
+        return [loss for actor in self.there() for loss in ending(actor, "", self.patience)]
 
     def end(self, actor: Actor, why: str) -> Loss:
         """End an actor that does not go on.
@@ -281,24 +260,12 @@ class Chain:
             NoRoomError: when there is none in time.
         """
         for lane in self.lanes:
-            for actor in lane.actors:
-                if actor.handle is None:
-                    self._wait_for_room(actor, lane.placement)
-
-    def _wait_for_room(self, actor: Actor, placement: Placement) -> None:
-        try:
-            placement.wait(actor.block, self.patience)
-        except TimeoutError as error:
-            raise NoRoomError(
-                f"the cluster had no room for {actor.name} again within "
-                f"engine.recovery.patience = {self.patience:g} s: add a node, or resume the "
-                "run on another cluster"
-            ) from error
+            lane.wait_for_room(self.patience)
 
     def close(self) -> None:
         """End the actors and give their resources back."""
         self.clear_spare()
-        for actor in self._there():
+        for actor in self.there():
             ray.kill(actor.handle)
         for lane in self.lanes:
             lane.placement.remove()

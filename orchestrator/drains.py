@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import ray
 
 # The one thing that Ray has no public interface for; its own Serve asks in the same way.
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import RpcError
 
 ANSWER_SECONDS = 5

@@ -20,6 +20,7 @@ from orchestrator.losses import ActorLostError
 from orchestrator.program import Calendar
 from orchestrator.rebalancing import Rebalancer
 from orchestrator.recovery import Recovery, RecoverySettings
+from orchestrator.states import load
 from orchestrator.stream import Stream
 from orchestrator.turns import Turn
 
@@ -53,7 +54,7 @@ class RayEngine:
         self._recovery = Recovery(recovery or RecoverySettings(), chain, self._elasticity)
 
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
-        self._chain.load(state, step)
+        load(self._chain, state, step)
 
     def train(self, steps: range, calendar: Calendar, kept: Kept | None = None) -> Iterator[Event]:
         """Train; after a loss, go back to what was kept and do again what came after.

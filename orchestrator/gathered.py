@@ -93,5 +93,8 @@ class Pipe:
         self._box.put(key, message)
         return size
 
+    def leave(self) -> None:
+        """Nobody leaves."""
+
     def close(self) -> None:
         """There is nothing to let go of."""

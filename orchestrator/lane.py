@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from actors.shells import ActorClasses, BatchSettings, Identity
+from actors.shell import Identity
+from actors.shells import ActorClasses, BatchSettings
 from actors.sockets import Endpoint
 from learning.build import Program
 from learning.messages import block_name, feedback_name
 from learning.units import Unit
 from orchestrator.dependencies import SOURCE
+from orchestrator.losses import NoRoomError
 from orchestrator.placement import Placement
-
-SourcePlace = Literal["block1", "actor"]
-"""Who makes the batches: block 1, or an actor of its own."""
+from orchestrator.program import SourcePlace
 
 
 @dataclass(eq=False)
@@ -91,6 +91,26 @@ class Lane:
     def is_whole(self) -> bool:
         """Whether none of its actors is lost."""
         return all(actor.handle is not None for actor in self.actors)
+
+    def wait_for_room(self, patience: float) -> None:
+        """Wait until there is room again for every actor that is missing.
+
+        Args:
+            patience: at most so many seconds for each.
+
+        Raises:
+            NoRoomError: when there is none in time.
+        """
+        for actor in self.actors:
+            if actor.handle is None:
+                try:
+                    self.placement.wait(actor.block, patience)
+                except TimeoutError as error:
+                    raise NoRoomError(
+                        f"the cluster had no room for {actor.name} again within "
+                        f"engine.recovery.patience = {patience:g} s: add a node, or resume the run "
+                        "on another cluster"
+                    ) from error
 
     def peer(self, learner: str) -> Any:
         """Where messages to a learner of this lane are sent."""

@@ -16,7 +16,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from actors.shells import Identity
+from actors.shell import Identity
 from actors.sockets import PeerLostError
 from learning.errors import UserError
 

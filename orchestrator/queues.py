@@ -10,7 +10,7 @@ from typing import NamedTuple
 import ray
 
 from actors.operations import Operation, Report
-from actors.shells import Change
+from actors.shell import Change
 from learning.build import Program
 from orchestrator.chain import Chain
 from orchestrator.dependencies import SOURCE

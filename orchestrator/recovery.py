@@ -20,6 +20,7 @@ from orchestrator.elasticity import Elasticity
 from orchestrator.events import Kept, State
 from orchestrator.incidents import Incident
 from orchestrator.losses import ActorLostError, NoRoomError
+from orchestrator.states import finished, load, load_learnt
 from orchestrator.stream import Stream
 from orchestrator.turns import Turn
 
@@ -95,7 +96,7 @@ class Recovery:
                 with incident.phase("starting"):
                     if local:
                         lost = {loss.name for loss in incident.losses}
-                        done = chain.finished().items()
+                        done = finished(chain).items()
                         incident.kept = {name: step for name, step in done if name not in lost}
                     chain.make_room()
                     chain.renew(keep=local)
@@ -105,7 +106,7 @@ class Recovery:
                     if incident.kept:
                         return self._go_on(incident, state, bound)
                     if state is not None:
-                        chain.load(state, incident.resumed)
+                        load(chain, state, incident.resumed)
                 return None
             except NoRoomError:
                 raise
@@ -122,7 +123,7 @@ class Recovery:
         step = max(incident.step, min(bound, max(incident.kept.values()) + 1))
         incident.resumed = step
         if state is not None:
-            chain.take_learnt(lost, state, incident.restored - 1)
+            load_learnt(chain, lost, state, incident.restored - 1)
         turn = Turn(step, "")
         delay = chain.program.feedback_delay
         for actor in chain.actors:

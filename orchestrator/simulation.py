@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from learning.build import Program
 from learning.errors import UserError
-from orchestrator.chain import SourcePlace
 from orchestrator.clusters import ClusterDescription
 from orchestrator.costs import Costs
 from orchestrator.dependencies import SOURCE
 from orchestrator.limits import operations_a_step
+from orchestrator.program import SourcePlace
 from orchestrator.simulation_actors import Work
 from orchestrator.simulation_machine import Machine, Prediction
 

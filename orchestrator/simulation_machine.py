@@ -8,10 +8,10 @@ from functools import partial
 
 from learning.build import Program
 from learning.errors import UserError
-from orchestrator.chain import SourcePlace
 from orchestrator.clusters import ClusterDescription
 from orchestrator.costs import Costs
 from orchestrator.dependencies import SOURCE, number
+from orchestrator.program import SourcePlace
 from orchestrator.simulation_actors import SimulatedActor, Sizes, Work
 from orchestrator.simulation_routes import Address, Routes
 from orchestrator.simulation_servers import (
@@ -82,7 +82,8 @@ class Machine:
         messages: int,
     ) -> None:
         self.program, self.costs, self.cluster = program, costs, cluster
-        self.source, self.messages = source, messages
+        self.source: SourcePlace = source
+        self.messages = messages
         self.clock = Clock()
         self.actors: dict[str, SimulatedActor] = {}
         used = max(devices) + 1

@@ -11,9 +11,14 @@ from learning.credit import Hop
 from learning.learners.feedback import table_step
 from learning.learners.publishing import Publication
 from learning.messages import Key, block_name, feedback_name
-from orchestrator.chain import SourcePlace
 from orchestrator.dependencies import NOTHING_ELSE, SOURCE, Need, needs, number
-from orchestrator.program import block_program, feedback_program, source_program, with_batches
+from orchestrator.program import (
+    SourcePlace,
+    block_program,
+    feedback_program,
+    source_program,
+    with_batches,
+)
 
 
 class Address(NamedTuple):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from actors.executors import LANE
 from actors.operations import Kind, Operation
-from actors.shells import Change
+from actors.shell import Change
 from orchestrator.chain import Chain
 from orchestrator.lane import Actor, Lane
 from orchestrator.program import channels

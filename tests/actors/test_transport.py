@@ -24,13 +24,13 @@ def receiver(ray_cluster: None) -> Iterator[Any]:
     from actors.execution import Executor
     from actors.mailbox import Mailbox
     from actors.operations import Operation
-    from actors.shells import MAIL, _Shell
+    from actors.shell import MAIL, Shell
 
     class Idle(Executor):
         def execute(self, op: Operation) -> None:
             raise AssertionError(op)
 
-    class Receiver(_Shell):
+    class Receiver(Shell):
         def __init__(self) -> None:
             super().__init__()
             self._begin(1, Idle(Mailbox(), 1))
@@ -155,13 +155,13 @@ def test_a_sender_to_a_receiver_whose_run_ends_stops_too(ray_cluster: None) -> N
     from actors.execution import Executor
     from actors.mailbox import Mailbox
     from actors.operations import Kind, Operation
-    from actors.shells import MAIL, _Shell
+    from actors.shell import MAIL, Shell
 
     class Waiting(Executor):
         def execute(self, op: Operation) -> None:
             self.mailbox.take(Key("never", 0))
 
-    class Receiver(_Shell):
+    class Receiver(Shell):
         def __init__(self) -> None:
             super().__init__()
             self._begin(1, Waiting(Mailbox(), 1))

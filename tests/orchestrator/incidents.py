@@ -13,10 +13,10 @@ import ray
 from torch import Tensor
 
 from actors.operations import Kind, Operation
-from orchestrator.chain import Actor
 from orchestrator.engine import RayEngine
 from orchestrator.events import Event, SnapshotTaken
 from orchestrator.incidents import Incident
+from orchestrator.lane import Actor
 from tests.orchestrator.engines import CALENDAR, STEPS, Told, told
 
 State = dict[str, dict[str, Tensor]]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from actors.operations import Kind
 from learning.build import Program
 from learning.rules import Rule
-from orchestrator.chain import SourcePlace
 from orchestrator.clusters import ClusterDescription, PathSettings
 from orchestrator.costs import Costs, OperationCost, Sent
 from orchestrator.dependencies import SOURCE, programs
+from orchestrator.program import SourcePlace
 from orchestrator.simulation import simulate
 from orchestrator.simulation_machine import Prediction
 from orchestrator.simulation_routes import Routes

@@ -24,9 +24,9 @@ from learning.learners.feedback import table_step
 from learning.messages import Key, Message
 from learning.rules import Rule
 from learning.settings import ConstantSchedule, PrecisionSettings, SGDSettings
-from orchestrator.chain import SourcePlace
 from orchestrator.program import (
     Calendar,
+    SourcePlace,
     block_program,
     channels,
     feedback_program,
@@ -91,6 +91,9 @@ class Pipe:
         self.done: set[Key] = set()
         self._under_way: deque[Key] = deque()
         self._here: set[Key] = set()
+
+    def leave(self) -> None:
+        """Nobody leaves."""
 
     def close(self) -> None:
         raise AssertionError("a program does not close its channels")

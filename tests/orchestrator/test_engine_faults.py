@@ -11,7 +11,7 @@ import ray
 import torch
 from torch import Tensor, nn
 
-from actors.shells import FencedError
+from actors.shell import FencedError
 from learning.errors import NonFiniteLossError, UserError
 from learning.messages import Key
 from learning.networks import MLPSettings
