@@ -12,6 +12,8 @@ from learning.messages import block_name, feedback_name
 from orchestrator.program import Calendar, block_program, feedback_program, source_program
 
 SOURCE = "source"
+LANE_MARK = ".lane"
+"""Between an actor's learner and its lane, in its name, from the second lane on."""
 NOTHING_ELSE = Calendar()
 
 

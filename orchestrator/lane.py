@@ -12,7 +12,7 @@ from actors.sockets import Endpoint
 from learning.build import Program
 from learning.messages import block_name, feedback_name
 from learning.units import Unit
-from orchestrator.dependencies import SOURCE
+from orchestrator.dependencies import LANE_MARK, SOURCE
 from orchestrator.losses import NoRoomError
 from orchestrator.placement import Placement
 from orchestrator.program import SourcePlace
@@ -45,7 +45,7 @@ class Actor:
     @property
     def name(self) -> str:
         """Of all actors of a run no two have the same, but for one and its successor."""
-        return self.learner if self.lane == 1 else f"{self.learner}.lane{self.lane}"
+        return self.learner if self.lane == 1 else f"{self.learner}{LANE_MARK}{self.lane}"
 
     @property
     def learns(self) -> bool:

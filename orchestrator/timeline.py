@@ -24,6 +24,7 @@ from orchestrator.trace import (
     block_of,
     concurrency,
     idle_shares,
+    kin_of,
 )
 
 PALETTE = (
@@ -140,11 +141,11 @@ def draw(
 
 
 def _rows(actors: Sequence[str]) -> dict[str, float]:
-    """Place the actors from the top down, with a gap between source, blocks and feedback."""
+    """Place the actors from the top down, with gaps between source, blocks, feedback and lanes."""
     rows: dict[str, float] = {}
     at = 0.0
     for before, actor in zip(["", *actors[:-1]], actors, strict=True):
-        if before and before.rstrip("0123456789") != actor.rstrip("0123456789"):
+        if before and kin_of(before)[:2] != kin_of(actor)[:2]:
             at += 0.35
         rows[actor] = at
         at += 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from actors.operations import Kind
+from orchestrator.dependencies import LANE_MARK
 from orchestrator.lines import damaged, read_lines
 
 EVALUATION = frozenset({Kind.EVALUATE, Kind.TALLY})
@@ -93,19 +94,24 @@ def _span(record: dict[str, Any]) -> ActorSpan:
 
 
 def actors_of(spans: Iterable[ActorSpan]) -> list[str]:
-    """List the actors: source, block1 to blockK, feedback1 to feedbackM, then any others."""
-    return sorted({span.actor for span in spans}, key=_place)
+    """List the actors: source, block1 to blockK, feedback1 to feedbackM, then any others.
+
+    Lane by lane, where there are several.
+    """
+    return sorted({span.actor for span in spans}, key=lambda actor: (*kin_of(actor), actor))
 
 
-def _place(actor: str) -> tuple[int, int, str]:
-    name = actor.rstrip("0123456789")
+def kin_of(actor: str) -> tuple[int, int, int]:
+    """The lane of an actor, which kind it is of, and its number among those of its kind."""
+    learner, _, lane = actor.partition(LANE_MARK)
+    name = learner.rstrip("0123456789")
     group = _GROUPS.index(name) if name in _GROUPS else len(_GROUPS)
-    return group, int(actor[len(name) :] or 0), actor
+    return int(lane or 1), group, int(learner[len(name) :] or 0)
 
 
 def block_of(actor: str) -> int | None:
     """Give the number of a block's actor, None for the other actors."""
-    group, number, _ = _place(actor)
+    _, group, number = kin_of(actor)
     return number if group == _GROUPS.index("block") else None
 
 

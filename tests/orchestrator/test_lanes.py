@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group_table
 
 from actors.operations import Kind
 from learning.learners.feedback import FeedbackSettings
@@ -204,6 +205,26 @@ def test_one_of_two_lanes_is_lost_and_the_other_goes_on(
     (incident,) = keeper.incidents
     assert incident.lanes == 1 and [loss.name for loss in incident.losses] == ["block2"]
     assert [lane.number for lane in chain.lanes] == [2]
+
+
+def test_room_for_another_lane_stays_on_order_and_is_given_back(
+    start: Callable[..., RayEngine],
+) -> None:
+    case = replace(CASES["local"], cpus=1.0)  # of the 4 CPUs three blocks leave one
+    engine = start(case, 1, 2)
+    elasticity, ordered = engine._elasticity, list[PlacementGroup]()
+
+    def look() -> None:
+        assert elasticity._growth is not None and elasticity._growth.waits
+        ordered.extend(elasticity._growth.lane.placement._groups.values())
+        states = [placement_group_table(group)["state"] for group in ordered]
+        # What is pending is what Ray's autoscaler counts as demand.
+        assert states.count("PENDING") >= 2
+
+    events = follow(engine, {30: look})
+    assert not [e for e in events if isinstance(e, Changed)]
+    engine.close()
+    assert [placement_group_table(group)["state"] for group in ordered] == ["REMOVED"] * 3
 
 
 def test_a_lane_that_fails_to_come_is_given_up_and_the_run_goes_on(

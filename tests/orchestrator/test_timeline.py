@@ -12,7 +12,15 @@ from matplotlib.image import imread
 
 from learning.errors import UserError
 from orchestrator.timeline import draw, step_colour, training_window
-from orchestrator.trace import ActorSpan, concurrency, idle_shares, read_spans, write_trace
+from orchestrator.trace import (
+    ActorSpan,
+    actors_of,
+    block_of,
+    concurrency,
+    idle_shares,
+    read_spans,
+    write_trace,
+)
 
 T0 = 1_700_000_000_000_000_000
 
@@ -175,6 +183,21 @@ def test_repeated_step_flows_from_its_own_sender(tmp_path: Path) -> None:
 def test_empty_trace_is_json(tmp_path: Path) -> None:
     write_trace([], tmp_path / "trace.json")
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_actors_stand_lane_by_lane() -> None:
+    names = ["block2.lane2", "feedback1", "block10", "source", "block1.lane2", "block2", "other"]
+    spans = [_span(name, "F", 0, 0, 1) for name in names]
+    assert actors_of(spans) == [
+        "source",
+        "block2",
+        "block10",
+        "feedback1",
+        "other",
+        "block1.lane2",
+        "block2.lane2",
+    ]
+    assert [block_of(name) for name in names] == [2, None, 10, None, 1, 2, None]
 
 
 def test_window_is_six_steps_in_the_middle() -> None:
