@@ -35,7 +35,6 @@ from orchestrator.simulation import simulate
 RULES: dict[str, tuple[dict[str, Any], int]] = {
     "local": ({"kind": "local"}, 1),
     "pairwise": ({"kind": "interlocking", "reach": 2}, 1),
-    "3-wise": ({"kind": "interlocking", "reach": 3}, 1),
     "bll": ({"kind": "bll"}, 1),
     "backprop, 1f1b, 4 shards": ({"kind": "backprop", "order": "1f1b"}, 4),
     "backprop, gpipe, 4 shards": ({"kind": "backprop", "order": "gpipe"}, 4),
@@ -77,18 +76,12 @@ CASES = [
     Case("local", "512 wide, batch 64", 2),
     Case("local", "512 wide, batch 64", 2, "actor"),
     Case("local", "1024 wide, batch 128", 2),
-    Case("local", "1024 wide, batch 128", 2, "actor"),
     Case("local", "1024 wide, batch 128", 4),
     Case("pairwise", "1024 wide, batch 128", 3),
-    Case("pairwise", "512 wide, batch 64", 4),
-    Case("3-wise", "1024 wide, batch 128", 4),
     Case("bll", "1024 wide, batch 128", 2),
     Case("bll", "512 wide, batch 64", 3),
-    Case("bll", "512 wide, batch 64", 3, "actor"),
     Case("backprop, 1f1b, 4 shards", "1024 wide, batch 128", 2),
     Case("backprop, 1f1b, 4 shards", "1024 wide, batch 128", 2, "actor"),
-    Case("backprop, 1f1b, 4 shards", "512 wide, batch 64", 3),
-    Case("backprop, gpipe, 4 shards", "1024 wide, batch 128", 3),
     Case("backprop, gpipe, 4 shards", "512 wide, batch 64", 2),
 ]
 
