@@ -74,20 +74,31 @@ class LearnerExecutor(Executor, Generic[AnyLearner]):
         self.finished = -1  # the step of the last update
 
     def update(self, step: int) -> None:
-        """Update with what the shards of all lanes come to: every lane does the same."""
-        self._update(step)
+        """Update with what the shards of all lanes come to: every lane does the same.
+
+        Where lanes learn apart each updates with its own, and all take the outer step that is due.
+        """
+        learner, outer = self.learner, self.learner.outer
+        lanes = sorted(int(n.removeprefix(LANE)) for n in self.channels if n.startswith(LANE))
+        if lanes and outer is None:
+            metrics = learner.update(step, self._exchanged(step, learner.partial(), lanes))
+        else:
+            metrics = learner.update(step)
+        if outer is not None and outer.due(step):
+            outer.step(self._exchanged(step, outer.partial(), lanes))
+        self.report.steps[step] = metrics
         self.finished = step
 
-    def _update(self, step: int) -> None:
-        learner = self.learner
-        lanes = sorted(int(n.removeprefix(LANE)) for n in self.channels if n.startswith(LANE))
-        if not lanes:
-            self.report.steps[step] = learner.update(step)
-            return
-        own = learner.partial()
-        self.send(Post(f"{LANE}{n}", Key("partial", step, origin=self.lane), own) for n in lanes)
-        others = [self.mailbox.take(Key("partial", step, origin=n)) for n in lanes]
-        self.report.steps[step] = learner.update(step, [own, *others])
+    def _exchanged(self, step: int, own: Message, others: list[int]) -> list[Message]:
+        """What all lanes tell one another, in the order of their numbers.
+
+        Sending copies, so `own` may be written to afterwards.
+        """
+        key = Key("partial", step, origin=self.lane)
+        self.send(Post(f"{LANE}{n}", key, own) for n in others)
+        told = {n: self.mailbox.take(Key("partial", step, origin=n)) for n in others}
+        told[self.lane] = own
+        return [told[n] for n in sorted(told)]
 
     def execute(self, op: Operation) -> None:
         """Execute what blocks and feedback modules have in common."""
@@ -99,6 +110,7 @@ class LearnerExecutor(Executor, Generic[AnyLearner]):
             self.send([Post(op.to, Key("state", step), state)])
         elif op.kind is Kind.JOIN:
             self.take(self.mailbox.take(Key("state", step)))
+            self.finished = step - 1
         elif op.kind is Kind.RESEND:
             self.send(post for post in learner.in_flight.from_step(step) if post.to == op.to)
         elif op.kind is Kind.LEAVE:

@@ -108,7 +108,7 @@ class Receiver:
             if untold == group:
                 untold = 0
                 # A sender that has gone is the reader's matter: it tells who waits for more.
-                with suppress(ConnectionError):
+                with suppress(OSError):
                     sock.sendall(TAKEN * group)
 
         self._open.append(sock)
@@ -123,7 +123,7 @@ class Receiver:
             while (message := reader.read()) is not None:
                 key, arrays = message
                 if key == FAREWELL:
-                    sock.shutdown(socket.SHUT_RDWR)  # which the sender waits for
+                    self._let_go(sock)  # which the sender waits for
                     return
                 content = wire.decode(arrays, self._device)
                 self._mailbox.put(key, content, taken if window else None)
@@ -134,6 +134,12 @@ class Receiver:
             if self._closed:
                 return
             self._mailbox.fail(error)  # the program waits for this message
+
+    def _let_go(self, sock: socket.socket) -> None:
+        for known in (self._open, self._answering):
+            if sock in known:
+                known.remove(sock)
+        sock.close()
 
     def _stop_senders(self) -> None:
         """Free those who wait for room: their messages will not be taken."""

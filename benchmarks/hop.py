@@ -22,6 +22,7 @@ from typing import Any, get_args
 import numpy as np
 import ray
 
+from actors.shell import Change
 from benchmarks import records
 from benchmarks.crew import Crew
 from benchmarks.echo import MAIL_THREADS, WINDOW, EchoShell, pings, sends, takes
@@ -76,8 +77,8 @@ def _connect(actors: Mapping[str, Any], transport: Transport) -> None:
         peers = {endpoint.name: endpoint for endpoint in ray.get(calls)}
     ray.get(
         [
-            actors["near"].connect.remote({"far": (peers["far"], WINDOW)}),
-            actors["far"].connect.remote({"near": (peers["near"], None)}),
+            actors["near"].connect.remote(Change({"far": (peers["far"], WINDOW)})),
+            actors["far"].connect.remote(Change({"near": (peers["near"], None)})),
         ]
     )
 

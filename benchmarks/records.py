@@ -20,12 +20,14 @@ RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 COMPARED = ("rule", "%", "perplexity", "std", "gap", "extra FLOPs", "largest block", "back a step")
 """What the README shows of a comparison: columns whose titles hold one of these."""
+MEMORY = ("rule", "K", "activations", "gradients", "allocated", "whole process", "all processes")
 PAGES = {
     "accuracy": (RESULTS / "cifar10/report.md", COMPARED),
     "eight-blocks": (RESULTS / "cifar10-8-blocks/report.md", COMPARED),
     "shakespeare": (RESULTS / "shakespeare/report.md", COMPARED),
     "reach": (RESULTS / "reach.md", None),
     "throughput": (RESULTS / "throughput.md", None),
+    "memory": (RESULTS / "memory.md", MEMORY),
 }
 """The page whose first table stands between the README's markers of that name, and its columns."""
 

@@ -29,7 +29,7 @@ from learning.settings import (
     UpdateSettings,
 )
 from orchestrator.chain import Transport
-from orchestrator.elasticity import LaneSettings
+from orchestrator.lane_settings import LaneSettings
 from orchestrator.placement import ResourceSettings
 from orchestrator.plan import BlocksSettings
 from orchestrator.program import SourcePlace

@@ -11,6 +11,7 @@ import ray
 import torch
 from torch import Tensor, nn
 
+from blocklocal.agreement import check_agreement
 from blocklocal.balancing import RuleCosts
 from blocklocal.config import RunConfig
 from blocklocal.resuming import with_absolute_paths
@@ -109,6 +110,7 @@ def prepare(
     if config.engine.recovery.mode == "local":
         check_local_recovery(program)
     every = training.evaluate_every or batches.steps_per_epoch
+    check_agreement(config, steps, every)
     return Prepared(
         _with_threads(config, threads),
         dataset,
@@ -148,6 +150,7 @@ def _program(
         steps=steps,
         update=config.update,
         codec=config.codec,
+        outer=config.lanes.outer,
     )
     return Program(
         config.rule,

@@ -60,6 +60,12 @@ def check_resumable(old: RunConfig, new: RunConfig) -> None:
             f"this run was made with checkpoints.storage = {old.checkpoints.storage} and its "
             f"checkpoints are not in {new.checkpoints.storage}: resume it unchanged"
         )
+    syncs = [c.lanes.model_dump(mode="json")["sync"] for c in (old, new)]
+    if syncs[0] != syncs[1]:
+        raise UserError(
+            f"this run was made with lanes.sync = {syncs[0]} and cannot go on with {syncs[1]}: "
+            "resume it unchanged or start anew"
+        )
     free = {"engine", "lanes", "tracking", "run", "checkpoints"}
     for section in RunConfig.model_fields:
         before, after = getattr(old, section), getattr(new, section)

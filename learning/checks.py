@@ -149,7 +149,8 @@ def check_lanes(program: Program, lanes: int) -> None:
     """Check that up to `lanes` lanes can share the shards of a step and change no bit.
 
     Rules whose losses, credits and updates are sums over shards can: what travels between steps,
-    such as tables and weights, is then the same in every lane.
+    such as tables and weights, is then the same in every lane. Lanes that agree by outer steps come
+    and go as well, and the same is refused.
 
     Args:
         program: which `check_program` has passed.

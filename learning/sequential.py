@@ -13,6 +13,7 @@ from learning.build import Program, build_block, build_feedback
 from learning.learners.block import BlockLearner
 from learning.learners.feedback import FeedbackLearner, table_step
 from learning.messages import Key, Message, Post, block_name, feedback_name
+from learning.policies.outer import agree
 from learning.units import Unit
 
 Metrics = dict[str, dict[str, float]]
@@ -43,7 +44,10 @@ class SequentialEngine:
         for shard in range(self.program.settings.shards):
             self.forward(step, shard, *shard_of(step, shard))
             self.backward(step, shard)
-        return {name: learner.update(step) for name, learner in self.learners.items()}
+        metrics = {name: learner.update(step) for name, learner in self.learners.items()}
+        for learner in self.learners.values():
+            agree(step, [learner.outer])
+        return metrics
 
     @property
     def learners(self) -> dict[str, BlockLearner | FeedbackLearner]:

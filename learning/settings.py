@@ -114,6 +114,18 @@ class UpdateSettings(Settings):
     )
 
 
+class OuterSettings(Settings):
+    """Lanes that learn apart and agree by an outer step (DiLoCo, Douillard et al. 2023)."""
+
+    every: int = Field(ge=1, description="steps that each lane does alone before all agree")
+    lr: float = Field(
+        default=0.7, gt=0, allow_inf_nan=False, description="learning rate of the outer step"
+    )
+    momentum: float = Field(
+        default=0.9, ge=0, lt=1, description="Nesterov momentum of the outer step"
+    )
+
+
 class Float32CodecSettings(Settings):
     """Tensors travel as they are, in their own type."""
 

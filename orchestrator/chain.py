@@ -79,7 +79,8 @@ class Chain:
         self._calls = Calls(patience)
         self.incarnation, self._secret = 0, b""
         # A thread for each message that may be held back; sockets hold none back.
-        classes = actor_classes(self._messages if transport == "object_store" else 0)
+        # Twice: who sends may be replaced while what it has sent still waits.
+        classes = actor_classes(2 * self._messages if transport == "object_store" else 0)
         batches = BatchSettings(data, augment, evaluation_batch)
         self.cast: Cast = partial(cast, program, blocks, batches, classes, threads, source)
         self.lanes: list[Lane] = []
@@ -179,10 +180,6 @@ class Chain:
                     added[f"{LANE}{other.number}"] = (other.peer(actor.learner), None)
         return Change(added)
 
-    def window(self, sender: str, receiver: str) -> int | None:
-        """Of the channel between two learners, in messages."""
-        return channels(self.program, sender, self._messages)[receiver]
-
     def call(
         self, submit: Callable[[Actor], ray.ObjectRef[Any]], of: Sequence[Actor] | None = None
     ) -> list[Any]:
@@ -195,7 +192,7 @@ class Chain:
 
     def stop(self) -> None:
         """Let the actors end their chunks and report what they did; nobody waits for it here."""
-        for actor in self.there():
+        for actor in self._all_there():
             actor.handle.stop.options(num_returns=0).remote(self.incarnation)
 
     def abandon(self) -> None:
@@ -207,9 +204,13 @@ class Chain:
         """The actors that are not lost."""
         return [actor for actor in self.actors if actor.handle is not None]
 
+    def _all_there(self) -> list[Actor]:
+        leaving = (actor for lane in self.spare for actor in lane.actors)
+        return [*self.there(), *(actor for actor in leaving if actor.handle is not None)]
+
     def doing(self) -> dict[str, Doing | None]:
         """What each actor does; None of those who do not answer, or are lost."""
-        return doing(self.there())
+        return doing(self._all_there())
 
     def lost(self) -> list[Loss]:
         """Find out who is lost, and end those who do not answer.
@@ -217,7 +218,7 @@ class Chain:
         Raises:
             ActorLostError: when Ray does not decide within the patience whether one is lost.
         """
-        return [loss for actor in self.there() for loss in ending(actor, "", self.patience)]
+        return [loss for a in self._all_there() for loss in ending(a, "", self.patience)]
 
     def end(self, actor: Actor, why: str) -> Loss:
         """End an actor that does not go on.
@@ -228,16 +229,17 @@ class Chain:
         (loss,) = ending(actor, why, self.patience)
         return loss
 
-    def shrink(self, least: int) -> list[Lane]:
-        """Give up lanes that have lost an actor, as long as `least` are left; returns them."""
-        given_up: list[Lane] = []
+    def shrink(self, least: int) -> None:
+        """Give up lanes that have lost an actor, as long as `least` are left."""
         for lane in [lane for lane in self.lanes if not lane.is_whole]:
             if len(self.lanes) > least:
-                self.lanes.remove(lane)
-                self.spare.append(lane)
-                given_up.append(lane)
+                self.give_up(lane)
         self.clear_spare()
-        return given_up
+
+    def give_up(self, lane: Lane) -> None:
+        """Take a lane out of the chain."""
+        self.lanes.remove(lane)
+        self.discard(lane)
 
     def clear_spare(self) -> None:
         """End the actors that left the chain, and give their resources back."""
@@ -264,8 +266,8 @@ class Chain:
 
     def close(self) -> None:
         """End the actors and give their resources back."""
-        self.clear_spare()
-        for actor in self.there():
-            ray.kill(actor.handle)
-        for lane in self.lanes:
-            lane.placement.remove()
+        left, self.spare = self.spare, []
+        for lane in [*self.lanes, *left]:
+            self.discard(lane)
+        for lane in [*self.lanes, *left]:
+            lane.placement.wait_given_back()

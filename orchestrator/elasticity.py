@@ -10,16 +10,15 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
-from pydantic import Field, model_validator
+from ray.exceptions import RayError
 
 from actors.operations import Span
 from learning.errors import UserError
-from learning.settings import Settings
 from orchestrator.arrivals import Arrival
 from orchestrator.chain import Chain
 from orchestrator.lane import Actor, Lane
+from orchestrator.lane_settings import LaneSettings
 from orchestrator.losses import ActorLostError
 from orchestrator.rebalancing import Rebalancer, emptiest_node
 from orchestrator.turns import Turn, join, leave, move
@@ -34,22 +33,6 @@ Drains = Callable[[], Mapping[str, str]]
 _log = logging.getLogger(__name__)
 
 
-class LaneSettings(Settings):
-    """How many copies of the chain of blocks share the shards of a step."""
-
-    min: int = Field(default=1, ge=1, description="without room for so many, a run waits")
-    max: int = Field(default=1, ge=1, description="the run grows to so many as nodes join")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.max < self.min:
-            raise ValueError(
-                f"lanes.max = {self.max} is below lanes.min = {self.min}: raise it, or lower "
-                "lanes.min"
-            )
-        return self
-
-
 @dataclass
 class _Move:
     """Some of a lane's blocks on their way to another place.
@@ -62,6 +45,15 @@ class _Move:
     why: str
     until: float
     arrival: Arrival
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether nothing is lost without it."""
+        return self.until < float("inf")
+
+    def must_end(self, now: float, draining: bool) -> bool:
+        """Whether to give it up: there is no room in time, or a node drains, which comes first."""
+        return self.is_optional and (draining or (self.arrival.waits and now > self.until))
 
 
 class Elasticity:
@@ -83,8 +75,10 @@ class Elasticity:
         self._growth: Arrival | None = None
         self._move: _Move | None = None
         self.noticed: dict[str, str] = {}
-        self._looked = self._failed = float("-inf")
+        self._looked = float("-inf")
+        self._no_growth_until = self._no_move_until = float("-inf")
         self._alarm = False
+        self._draining: Mapping[str, str] = {}
 
     def look(self) -> None:
         """See what has changed in the cluster."""
@@ -92,19 +86,19 @@ class Elasticity:
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
-        draining = self._drains()
+        self._draining = draining = self._drains()
         here = {a.identity.node for a in self._chain.actors if a.identity is not None}
         new = [node for node in draining if node in here and node not in self.noticed]
         self.noticed = {node: draining[node] for node in draining if node in here}
         self._alarm = self._alarm or bool(new)
         if self._growth is not None and not self._growth.waits and new:
             self._cancel_growth()  # it may be on that node
-        if self._move is None and now - self._failed >= RETRY_SECONDS:
+        if self._move is not None and self._move.must_end(now, bool(self.noticed)):
+            self._give_up_move()
+        if self._move is None and now >= self._no_move_until:
             self._move_from_drains()
             self._move_from_slow_nodes()
-        if self._move is not None and self._move.arrival.waits and now > self._move.until:
-            self._give_up_move()
-        if self._growth is None and now - self._failed >= RETRY_SECONDS and self._may_grow():
+        if self._growth is None and now >= self._no_growth_until and self._may_grow():
             self._growth = Arrival(self._chain, self._chain.new_lane())
 
     def alarmed(self) -> bool:
@@ -133,10 +127,10 @@ class Elasticity:
         slow = self._rebalancer.slow() if self._rebalancer and self._move is None else None
         if slow is None:
             return
-        node = emptiest_node(self._chain.lanes, slow.block, self.noticed)
+        plan = self._chain.plan.blocks[slow.block - 1]
+        needs = {"CPU": plan.cpus, "GPU": plan.gpus}
+        node = emptiest_node(self._chain.lanes, slow.block, needs, self._draining)
         if node is not None:
-            assert self._rebalancer is not None
-            self._rebalancer.moved(slow.block)
             why = f"because it took {slow.drift:.0%} more of a step than planned"
             self.ask_to_move(self._chain.lanes[0], [slow.block], why, node)
 
@@ -168,15 +162,35 @@ class Elasticity:
         try:
             if self._move is not None and self._move.arrival.is_ready():
                 there, self._move = self._move, None
+                if self._rebalancer and there.is_optional:
+                    self._rebalancer.moved([a.block for a in there.arrival.lane.actors])
                 return move(self._chain, there.lane, there.arrival.lane, step, there.why)
             if self._growth is not None and self._growth.is_ready():
                 growth, self._growth = self._growth, None
                 return join(self._chain, growth.lane, step)
-        except (ActorLostError, UserError) as error:
+        except (ActorLostError, UserError, RayError) as error:
+            # Also what their own code raises: the run does well without them.
             _log.warning("actors that were to come are given up for now: %s", error)
-            self._failed = time.monotonic()
-            self.cancel()
+            again = time.monotonic() + RETRY_SECONDS
+            if self._move is not None:
+                self._no_move_until = again
+                self._give_up_move()
+            else:
+                self._no_growth_until = again
+                self._cancel_growth()
         return None
+
+    def give_up_newest(self, why: str) -> None:
+        """Give up the lane that came last, and grow no more.
+
+        Args:
+            why: the chain could not be wired.
+        """
+        lanes = self._chain.lanes
+        if len(lanes) > self.settings.min:
+            _log.warning("lane %d is given up for good: %s", lanes[-1].number, why)
+            self._no_growth_until = float("inf")
+            self._chain.give_up(lanes[-1])
 
     def _cancel_growth(self) -> None:
         if self._growth is not None:
@@ -187,6 +201,13 @@ class Elasticity:
         """Give up who was to come, and what was asked for them."""
         self._cancel_growth()
         self._give_up_move()
+
+    def close(self) -> None:
+        """Leave who was to come to the chain, which is about to close."""
+        for arrival in (self._growth, self._move.arrival if self._move else None):
+            if arrival is not None:
+                self._chain.spare.append(arrival.lane)
+        self._growth = self._move = None
 
     def _give_up_move(self) -> None:
         if self._move is not None:

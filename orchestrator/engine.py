@@ -13,9 +13,10 @@ from torch import Tensor
 
 from orchestrator.chain import Chain
 from orchestrator.drains import DrainNotices
-from orchestrator.elasticity import Elasticity, LaneSettings
+from orchestrator.elasticity import Elasticity
 from orchestrator.events import Changed, Event, Kept, SnapshotTaken, StepDone, Worked
 from orchestrator.incidents import Incident
+from orchestrator.lane_settings import LaneSettings
 from orchestrator.losses import ActorLostError
 from orchestrator.program import Calendar
 from orchestrator.rebalancing import Rebalancer
@@ -100,7 +101,7 @@ class RayEngine:
 
     def close(self) -> None:
         """End the actors and give their resources back."""
-        self._elasticity.cancel()
+        self._elasticity.close()
         self._chain.close()
 
 

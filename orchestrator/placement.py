@@ -122,15 +122,17 @@ class Placement:
             blocks: of which blocks; None for all.
             node: address of the node that they must be on; None for any.
         """
-        there = {f"node:{node}": 0.001} if node else {}  # every node has 1 of its own
         self._plan = plan
-        self._groups: dict[int, PlacementGroup] = {}
-        for block in plan.blocks:
-            if blocks is None or block.index in blocks:
-                gpus = {"GPU": block.gpus} if block.gpus else {}
-                bundle = {"CPU": block.cpus, **gpus, **there}
-                # Without a name: Ray wants names to be unique, and a cluster may have several runs.
-                self._groups[block.index] = placement_group([bundle])
+        asked = [b.index for b in plan.blocks if blocks is None or b.index in blocks]
+        self._groups = {block: self._ask(block, node) for block in asked}
+        self._pinned = set(asked) if node else set[int]()
+
+    def _ask(self, block: int, node: str | None = None) -> PlacementGroup:
+        plan = self._plan.blocks[block - 1]
+        gpus = {"GPU": plan.gpus} if plan.gpus else {}
+        there = {f"node:{node}": 0.001} if node else {}  # every node has 1 of its own
+        # Without a name: Ray wants names to be unique, and a cluster may have several runs.
+        return placement_group([{"CPU": plan.cpus, **gpus, **there}])
 
     @classmethod
     def now(cls, plan: Plan) -> Placement:
@@ -182,6 +184,11 @@ class Placement:
         Raises:
             TimeoutError: when it is on none in time.
         """
+        if block in self._pinned and not self.is_there(block):
+            # The node that it was wanted on has gone: any other will do.
+            remove_placement_group(self._groups[block])
+            self._groups[block] = self._ask(block)
+            self._pinned.discard(block)
         deadline = time.monotonic() + seconds
         while not self.is_there(block):
             if time.monotonic() > deadline:
@@ -192,6 +199,8 @@ class Placement:
         """Take the groups of another for its blocks, and give it those that they had here."""
         for block, group in other._groups.items():
             other._groups[block], self._groups[block] = self._groups[block], group
+        mine, others = set(other._groups) & self._pinned, other._pinned
+        self._pinned, other._pinned = self._pinned - mine | others, mine
 
     def release(self) -> None:
         """Give the resources back, and do not wait until that is counted."""
@@ -201,6 +210,10 @@ class Placement:
     def remove(self) -> None:
         """Give the resources back; actors in the groups end."""
         self.release()
+        self.wait_given_back()
+
+    def wait_given_back(self) -> None:
+        """Wait until what was released is counted as free."""
         self._wait_counted(False)
 
     def _wait_counted(self, there: bool) -> None:

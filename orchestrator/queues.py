@@ -67,12 +67,12 @@ def hand_out(
         actor = queue.actor
         change = turn.changes.get(actor) if turn else None
         first = turn.first.get(actor, []) if turn else []
-        if queue.leaves:
-            queue.hand(first, False, change)
-        else:
+        if not queue.leaves:
             part = part_of[actor.lane]
             rest = _operations(chain.program, actor, calendar, chunk, part, separate)
             queue.hand([*first, *rest], part.leads, change)
+        elif turn is not None:  # its last; later chunks are not its
+            queue.hand(first, False, change)
 
 
 def _operations(

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
 
-from actors.operations import Span
+from actors.operations import Kind, Span
 from orchestrator.lane import Lane
 from orchestrator.plan import Plan
 
 LEAST_SECONDS = 20.0  # of spans, before anything is concluded from them
 LEAST_STEPS = 20
+COUNTED = {Kind.BATCH, Kind.FORWARD, Kind.ASSESS, Kind.GRADIENT, Kind.UPDATE}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Rebalancer:
     def note(self, block: int, spans: Sequence[Span]) -> None:
         """Take note of what a block did."""
         for span in spans:
+            if span.kind not in COUNTED:
+                continue
             self._work[block] += (span.ended - span.started - span.waited - span.blocked) / 1e9
             self._steps[block].add(span.step)
 
@@ -74,29 +77,34 @@ class Rebalancer:
         drift = each[block] / total / share - 1
         return Slow(block, drift) if drift > self._drift else None
 
-    def moved(self, block: int) -> None:
-        """A block is on its way elsewhere."""
-        self._tried.add(block)
+    def moved(self, blocks: Collection[int]) -> None:
+        """Blocks have moved because of what was said here."""
+        self._tried |= set(blocks)
         self.forget()
 
 
-def emptiest_node(lanes: Sequence[Lane], block: int, avoid: Collection[str]) -> str | None:
+def emptiest_node(
+    lanes: Sequence[Lane], block: int, needs: Mapping[str, float], avoid: Collection[str]
+) -> str | None:
     """The address of the node with the fewest blocks, of those where this block is not.
 
     Args:
+        needs: what a node must have by name of the resource, taken or not.
         avoid: ids of nodes that will soon be gone.
     """
     taken: dict[str, int] = defaultdict(int)
     here = set(avoid)
     for actor in (actor for lane in lanes for actor in lane.actors if actor.identity):
         assert actor.identity is not None
-        taken[actor.identity.node] += 1
+        taken[actor.identity.node] += actor.is_block
         if actor.block == block:
             here.add(actor.identity.node)
     others = [
         node
         for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in here and node["Resources"].get("CPU", 0) > 0
+        if node["Alive"]
+        and node["NodeID"] not in here
+        and all(node["Resources"].get(name, 0) >= amount for name, amount in needs.items())
     ]
     if not others:
         return None

@@ -82,14 +82,18 @@ class Recovery:
         self._elasticity.cancel()
         self._stuck = self._stuck + 1 if self._step == incident.step else 1
         self._step = incident.step
+        failed = False
         while True:
             with incident.phase("ending"):
-                incident.add(chain.lost(), stream.last)
+                losses = chain.lost()
+                incident.add(losses, stream.last)
                 if kept is None or self.settings.mode == "off":
                     raise _final(incident, error)
                 self._spend(incident, error)
                 incident.add(stream.halt(), stream.last)
                 chain.shrink(self._elasticity.settings.min)
+                if failed and not losses:
+                    self._elasticity.give_up_newest(str(error))
                 incident.lanes = len(chain.lanes)
             try:
                 local = self.settings.mode == "local"
@@ -97,7 +101,8 @@ class Recovery:
                     if local:
                         lost = {loss.name for loss in incident.losses}
                         done = finished(chain).items()
-                        incident.kept = {name: step for name, step in done if name not in lost}
+                        # Who has finished nothing may be a successor that has no state yet.
+                        incident.kept = {n: step for n, step in done if n not in lost and step >= 0}
                     chain.make_room()
                     chain.renew(keep=local)
                 with incident.phase("restoring"):
@@ -111,7 +116,7 @@ class Recovery:
             except NoRoomError:
                 raise
             except ActorLostError as another:
-                error = another
+                error, failed = another, True
 
     def _go_on(self, incident: Incident, state: State | None, bound: int) -> Turn:
         """Have those that were lost catch up with nobody: all go on where the furthest is.
@@ -119,10 +124,13 @@ class Recovery:
         Tables for the next steps were sent to blocks that are built anew; feedback modules make
         them again, with the weights that they have.
         """
-        chain, lost = self._chain, [loss.name for loss in incident.losses]
+        chain = self._chain
+        lost = [a.name for a in chain.actors if a.learns and a.name not in incident.kept]
         step = max(incident.step, min(bound, max(incident.kept.values()) + 1))
         incident.resumed = step
-        if state is not None:
+        if not lost:
+            incident.restored = incident.step
+        elif state is not None:
             load_learnt(chain, lost, state, incident.restored - 1)
         turn = Turn(step, "")
         delay = chain.program.feedback_delay

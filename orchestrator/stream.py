@@ -20,7 +20,7 @@ from orchestrator.elasticity import Elasticity
 from orchestrator.events import Changed, Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.hangs import HangWatch
 from orchestrator.lane import Actor
-from orchestrator.losses import Loss
+from orchestrator.losses import ActorLostError, Loss
 from orchestrator.program import Calendar
 from orchestrator.queues import Queue, hand_out
 from orchestrator.turns import Turn
@@ -69,6 +69,8 @@ class Stream:
         """
         self._chain, self._calendar, self._steps = chain, calendar, steps
         self._elasticity, self._opening = elasticity, opening
+        self._every = chain.program.settings.agree_every
+        assert not any((step + 1) % self._every for step in calendar.snapshots), "lanes differ"
         self._queues = [Queue(actor) for actor in chain.actors]
         self._learners = sum(actor.learns for actor in chain.lanes[0].actors)
         self._turned = steps.start - 1  # the step of the last turn
@@ -88,7 +90,7 @@ class Stream:
         length, error = 1, None
         while finished < steps.stop:
             while handed < steps.stop and self._room():
-                chunk = range(handed, min(handed + length, steps.stop))
+                chunk = range(handed, self._end(handed, length))
                 opening, self._opening = self._opening, None
                 turn = None if opening else self._turn(finished, chunk.start)
                 self._snapshot_when_due(chunk.stop - 1)
@@ -112,10 +114,31 @@ class Stream:
                 finished += 1
             if error is not None:
                 raise error
+        yield from self._rest()
+
+    def _rest(self) -> Iterator[Event]:
+        """What those did who do not lead, as far as they are done."""
+        for queue in self._queues:
+            while queue.calls and ray.wait([queue.calls[0].ref], timeout=LOOK_SECONDS)[0]:
+                call = queue.calls.popleft()
+                try:
+                    report = result(queue.actor, call.ref)
+                except ActorLostError:
+                    break  # all steps are done, and nothing was lacking
+                yield self._collect(queue.actor, call.leads, report)
+
+    def _end(self, start: int, length: int) -> int:
+        """Where a chunk ends: where all lanes are the same, if it comes so far."""
+        stop = min(start + length, self._steps.stop)
+        same = stop - stop % self._every
+        return same if same > start else stop
 
     def _turn(self, finished: int, step: int) -> Turn | None:
-        """What changes in the chain before `step`: not before what changed last is over."""
-        if finished <= self._turned or any(queue.leaves for queue in self._queues):
+        """What changes in the chain before `step`: not before what changed last is over.
+
+        Nor where lanes differ.
+        """
+        if finished <= self._turned or step % self._every or any(q.leaves for q in self._queues):
             return None
         turn = self._elasticity.turn(step)
         if turn is not None:
@@ -136,12 +159,15 @@ class Stream:
     def _snapshot_when_due(self, step: int) -> None:
         """Put a snapshot after `step`, not handed out yet, if the last was long ago.
 
-        Or if the end of a node is near: it may come before those on it have moved.
+        Or if the end of a node is near: it may come before those on it have moved. Where lanes
+        differ after `step`, it waits.
         """
         calendar, now = self._calendar, time.monotonic()
         seconds = calendar.snapshot_seconds
         due = seconds is not None and now - self._snapshot_at >= seconds
         self._elasticity.look()
+        if (step + 1) % self._every:
+            return
         if self._elasticity.alarmed() or due:
             self._snapshot_at = now
             self._calendar = replace(calendar, snapshots=calendar.snapshots | {step})

@@ -58,6 +58,12 @@ _STYLES: dict[str, _Style] = {
     Kind.EVALUATE: _Style("evaluation E", 0.85, "---"),
     Kind.TALLY: _Style("tally T", 0.85, "|||"),
     Kind.SNAPSHOT: _Style("snapshot S", 0.85, "ooo"),
+    Kind.PUBLISH: _Style("publish weights P", 0.7, "///"),
+    Kind.READ: _Style("read weights W", 0.7, "\\\\\\"),
+    Kind.HAND_OVER: _Style("hand over H", 0.7, "+++"),
+    Kind.JOIN: _Style("join J", 0.7, "***"),
+    Kind.RESEND: _Style("send again N", 0.7, "..."),
+    Kind.LEAVE: _Style("leave Q", 0.7, "ooo"),
 }
 _WAIT = "#C4C4C4"
 _WIDTH, _DPI, _FONT = 16.0, 120, 10.0

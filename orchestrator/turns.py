@@ -45,7 +45,7 @@ def _learners(lane: Lane) -> Iterable[Actor]:
 
 def join(chain: Chain, lane: Lane, step: int) -> Turn:
     """Another lane begins at `step`, from the state of the one that leads."""
-    turn = Turn(step, f"lane {lane.number} joined: there are {len(chain.lanes) + 1} now")
+    turn = Turn(step, f"lane {lane.number} joined: now {len(chain.lanes) + 1}")
     name = f"{LANE}{lane.number}"
     for other in chain.lanes:
         for twin in _learners(other):
@@ -66,7 +66,7 @@ def leave(chain: Chain, lane: Lane, step: int, why: str) -> Turn:
     """A lane does nothing from `step` on; the others share its shards."""
     chain.lanes.remove(lane)
     chain.spare.append(lane)
-    turn = Turn(step, f"lane {lane.number} left, {why}: there are {len(chain.lanes)} now")
+    turn = Turn(step, f"lane {lane.number} left, {why}: now {len(chain.lanes)}")
     for other in chain.lanes:
         for twin in _learners(other):
             turn.changes[twin] = Change({}, (f"{LANE}{lane.number}",))
@@ -84,7 +84,8 @@ def move(chain: Chain, lane: Lane, there: Lane, step: int, why: str) -> Turn:
     """
     new = {actor.learner: actor for actor in there.actors}
     old = [actor for actor in lane.actors if actor.learner in new]
-    turn = Turn(step, f"{' and '.join(a.name for a in old)} moved, {why}", leaving=old)
+    blocks = " and ".join(actor.name for actor in old if actor.is_block)
+    turn = Turn(step, f"{blocks} moved, {why}", leaving=old)
     lane.actors[:] = [new.get(actor.learner, actor) for actor in lane.actors]
     lane.placement.exchange(there.placement)
     there.actors = old
@@ -102,8 +103,8 @@ def move(chain: Chain, lane: Lane, there: Lane, step: int, why: str) -> Turn:
             turn.changes[actor] = chain.connections(actor, lane)
             turn.first[actor] = [Operation(Kind.JOIN, step), *resent] if actor.learns else []
         elif receivers:
-            windows = {name: chain.window(actor.learner, name) for name in receivers}
-            turn.changes[actor] = Change({n: (new[n].peer, w) for n, w in windows.items()})
+            added = chain.connections(actor, lane).added
+            turn.changes[actor] = Change({name: added[name] for name in receivers})
             turn.first[actor] = resent
     for other in chain.lanes:
         for twin in () if other is lane else _learners(other):

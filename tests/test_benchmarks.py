@@ -279,7 +279,7 @@ def test_pages_say_reached_or_not() -> None:
             for x in text.splitlines()
             if x.startswith("| object_store | mlp-30ms | of the ceiling")
         )
-        assert row.endswith(f"| 0.90 | {rate:.2f} ({rate:.2f} to {rate:.2f}) | {word} |")
+        assert row.endswith(f"| 0.90 | {rate:.2f} ({rate:.2f} to {rate:.2f}) | {word} | 1.00 |")
         assert "raylet 2.00" in text and "not run" in text
 
 

@@ -14,6 +14,7 @@ from learning.settings import (
     CodecSettings,
     Float32CodecSettings,
     OptimizerSettings,
+    OuterSettings,
     PrecisionSettings,
     ScheduleSettings,
     UpdateSettings,
@@ -30,6 +31,7 @@ class LearnerSettings:
         steps: steps of the run, for the schedule.
         update: what happens between gradients and optimizer, in blocks.
         codec: of the messages between blocks.
+        outer: how lanes agree that learn apart; None: they share every update.
     """
 
     optimizer: OptimizerSettings
@@ -41,6 +43,21 @@ class LearnerSettings:
     steps: int
     update: UpdateSettings = field(default_factory=UpdateSettings)
     codec: CodecSettings = field(default_factory=Float32CodecSettings)
+    outer: OuterSettings | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether a lane's updates are of its own shards only."""
+        return self.outer is not None
+
+    @property
+    def agree_every(self) -> int:
+        """Steps from one at which all lanes are the same to the next."""
+        return 1 if self.outer is None else self.outer.every
+
+    def samples(self, shards: int) -> int:
+        """How many samples so many shards of a step have."""
+        return self.batch * shards // self.shards
 
 
 @dataclass

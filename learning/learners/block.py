@@ -52,7 +52,8 @@ class BlockLearner(Body):
     it; all of them use the weights of the forward pass, because `update` comes after the last.
     Gradients in messages are of the per-sample sum of a loss; `update` divides by the batch.
     Where lanes share a step's shards, each has a learner of the block, which does its own shards
-    only: `update` then takes the `partial` of every lane, and ends in the same state in all.
+    only: `update` then takes the `partial` of every lane, and ends in the same state in all. Where
+    lanes learn apart, `update` is of its own shards, and `outer` brings the lanes together.
     Subclasses change what a shard keeps, for delayed, replayed and second-order learning.
     """
 
@@ -183,7 +184,8 @@ class BlockLearner(Body):
 
         Args:
             step: whose shards are done.
-            partials: of all lanes, this one among them, in any order; None where there is one lane.
+            partials: of all lanes, this one among them, in any order; None where there is one lane,
+                or lanes learn apart.
         """
         tallies = self._training if partials is None else ShardTallies.merged(partials)
         metrics = tallies.means()

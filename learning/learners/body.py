@@ -19,6 +19,7 @@ from learning.policies.buffers import ShardBuffers
 from learning.policies.choice import make_updater
 from learning.policies.codecs import Codec
 from learning.policies.compiled import make_runner
+from learning.policies.outer import OuterStep
 from learning.units import Chain, Unit
 
 
@@ -74,10 +75,15 @@ class Body:
             steps=self.settings.steps,
             batch=self.settings.batch,
             shards=self.settings.shards,
+            alone=self.settings.alone,
         )
-        shards = self.settings.shards
-        self.buffers = ShardBuffers("buffers", self.chain, shards)
-        self.auxiliary_buffers = ShardBuffers("auxiliary", self.objective, shards)
+        shards, alone = self.settings.shards, self.settings.alone
+        self.buffers = ShardBuffers("buffers", self.chain, shards, alone=alone)
+        self.auxiliary_buffers = ShardBuffers("auxiliary", self.objective, shards, alone=alone)
+        outer = self.settings.outer
+        self.outer = None
+        if outer is not None:
+            self.outer = OuterStep(outer, self.updater, self._not_learnt, self._constrain)
         self.delay = self.credit.delay(self.index, self.last)
         self.outbox = Outbox(
             self.index, self.last, self.credit, self.codec, self.image, self.publications
@@ -96,13 +102,15 @@ class Body:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that training goes on from, by name.
 
-        `model.*` (names of the original module), `auxiliary.*`, `optimizer.*`, and what is under
-        way between steps: `sent.*` and, in subclasses, more.
+        `model.*` (names of the original module), `auxiliary.*`, `optimizer.*`, where lanes learn
+        apart `outer.*`, and what is under way between steps: `sent.*` and, in subclasses, more.
         """
         state = {f"model.{n}": t for n, t in self.chain.original_state().items()}
         if self.objective is not None:
             state |= {f"auxiliary.{n}": t for n, t in self.objective.state_dict().items()}
         state |= {f"optimizer.{n}": t for n, t in self.updater.state_dict().items()}
+        if self.outer is not None:
+            state |= {f"outer.{n}": t for n, t in self.outer.state_dict().items()}
         return state | {f"sent.{n}": t for n, t in self.in_flight.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -114,7 +122,19 @@ class Body:
         if self.objective is not None:
             self.objective.load_state_dict(parts["auxiliary"])
         self.updater.load_state_dict(parts["optimizer"])
+        if self.outer is not None:
+            self.outer.load_state_dict(parts["outer"])
         self.in_flight.load_state_dict(parts["sent"], self.device)
+
+    def _not_learnt(self) -> list[Tensor]:
+        """What changes without an optimizer, in a fixed order.
+
+        The block's buffers, and all of the objective that it takes from elsewhere or counts itself.
+        """
+        if self.objective is None:
+            return self.buffers.tensors()
+        frozen = [p for p in self.objective.parameters() if not p.requires_grad]
+        return [*self.buffers.tensors(), *frozen, *self.objective.buffers()]
 
     def _constrain(self) -> None:
         """Let modules with a method `constrain_()` bring their weights back to where they belong.

@@ -17,6 +17,7 @@ from learning.messages import InFlight, Key, Message, Post, block_name, feedback
 from learning.numerics import Numerics, seeded
 from learning.objectives.latents import Family
 from learning.objectives.tables import TableLoss
+from learning.policies.outer import OuterStep
 from learning.policies.update import Updater
 from learning.settings import OptimizerSettings, Settings
 
@@ -110,7 +111,10 @@ class FeedbackLearner:
             steps=self.settings.steps,
             batch=self.settings.batch,
             shards=self.settings.shards,
+            alone=self.settings.alone,
         )
+        outer = self.settings.outer
+        self.outer = None if outer is None else OuterStep(outer, self.updater)
         self._raw: Tensor | None = None
         self._losses: dict[int, Tensor] = {}  # by shard
         self.in_flight = InFlight()
@@ -169,7 +173,8 @@ class FeedbackLearner:
 
         Args:
             step: whose readouts were received.
-            partials: of all lanes, this one among them, in any order; None where there is one lane.
+            partials: of all lanes, this one among them, in any order; None where there is one lane,
+                or lanes learn apart.
         """
         losses = self._losses
         if partials is not None:
@@ -179,12 +184,14 @@ class FeedbackLearner:
         total = sum((losses[shard] for shard in sorted(losses)), 0.0)
         self._raw, self._losses = None, {}
         self.updater.step(step, partials)
-        return {"loss": float(total) / self.settings.batch}
+        return {"loss": float(total) / self.settings.samples(len(losses))}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`feedback.*`, `optimizer.*`, and the tables under way as `sent.*`."""
+        """`feedback.*`, `optimizer.*`, perhaps `outer.*`; the tables under way as `sent.*`."""
         state = {f"feedback.{n}": t for n, t in self.module.state_dict().items()}
         state |= {f"optimizer.{n}": t for n, t in self.updater.state_dict().items()}
+        if self.outer is not None:
+            state |= {f"outer.{n}": t for n, t in self.outer.state_dict().items()}
         return state | {f"sent.{n}": t for n, t in self.in_flight.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -193,6 +200,8 @@ class FeedbackLearner:
         parts = partition_state(state)
         self.module.load_state_dict(parts["feedback"])
         self.updater.load_state_dict(parts["optimizer"])
+        if self.outer is not None:
+            self.outer.load_state_dict(parts["outer"])
         self.in_flight.load_state_dict(parts["sent"], self.device)
 
 

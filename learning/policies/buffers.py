@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from learning.messages import Message
-from learning.policies.tree import GradientTree, Parts, from_message, repeated, to_message
+from learning.policies.tree import Parts, from_message, make_tree, repeated, to_message
 
 
 class ShardBuffers:
@@ -24,6 +24,8 @@ class ShardBuffers:
     their tree; an integer one its value plus the increments of all shards; a boolean one is an
     integer of which the sign is kept. With one shard a step, buffers are left to the module.
 
+    Where a lane learns alone, all this goes for the shards that it has.
+
     A module lists in `fixed_buffers` the names of those that its forward pass never changes. That
     saves copying them, and no more.
 
@@ -31,8 +33,11 @@ class ShardBuffers:
         name: of these buffers in partial sums.
     """
 
-    def __init__(self, name: str, module: nn.Module | None, shards: int) -> None:
-        self.name, self._shards, self._tree = name, shards, GradientTree(shards)
+    def __init__(
+        self, name: str, module: nn.Module | None, shards: int, *, alone: bool = False
+    ) -> None:
+        self.name, self._shards, self._alone = name, shards, alone
+        self._tree = make_tree(shards, alone)
         places: dict[Tensor, list[tuple[nn.Module, str]]] = {}
         for owner in module.modules() if module is not None and shards > 1 else ():
             fixed = getattr(owner, "fixed_buffers", ())
@@ -49,12 +54,12 @@ class ShardBuffers:
             return
         # The shard gets tensors of its own: its graph may hold them, so they are not written to
         # again, and those of the beginning of the step are never written to before its end.
-        start = self._now()
+        start = self.tensors()
         self._set([buffer.clone() for buffer in start])
         try:
             yield
         finally:
-            end = self._now()
+            end = self.tensors()
             self._set(start)
         pairs = zip(start, end, strict=True)
         self._tree.add(shard, [_made(before, after.detach()) for before, after in pairs])
@@ -63,7 +68,7 @@ class ShardBuffers:
         """What the shards so far made of the buffers; what they left as it was is left out."""
         if not self._places:
             return {}
-        start = self._now()
+        start = self.tensors()
         changed = {
             (first, count): [
                 None if t is None or _unchanged(b, t, count) else t
@@ -82,7 +87,7 @@ class ShardBuffers:
         """
         if not self._places:
             return
-        start = self._now()
+        start, shards = self.tensors(), self._tree.added if self._alone else self._shards
         if partials is None:
             sums = self._tree.total()
         else:
@@ -96,12 +101,21 @@ class ShardBuffers:
                 buffer.add_(total)
             else:
                 # The mean of equal numbers may be another one, by rounding.
-                same = total == repeated(buffer, self._shards)
-                buffer.copy_(torch.where(same, buffer, total / self._shards))
+                same = total == repeated(buffer, shards)
+                buffer.copy_(torch.where(same, buffer, total / shards))
 
     def clear(self) -> None:
         """Forget the shards of an unfinished step."""
         self._tree.clear()
+
+    def tensors(self) -> list[Tensor]:
+        """The buffers as they are, in a fixed order; none with one shard a step."""
+        buffers: list[Tensor] = []
+        for (owner, key), *_ in self._places:
+            buffer = owner._buffers[key]
+            assert buffer is not None
+            buffers.append(buffer)
+        return buffers
 
     def _parts(self, start: list[Tensor], partial: Message) -> Parts:
         parts = from_message(self.name, partial, len(start), start[0].device)
@@ -112,14 +126,6 @@ class ShardBuffers:
             ]
             for span, made in parts.items()
         }
-
-    def _now(self) -> list[Tensor]:
-        buffers: list[Tensor] = []
-        for (owner, key), *_ in self._places:
-            buffer = owner._buffers[key]
-            assert buffer is not None
-            buffers.append(buffer)
-        return buffers
 
     def _set(self, buffers: list[Tensor]) -> None:
         for places, buffer in zip(self._places, buffers, strict=True):

@@ -85,6 +85,7 @@ def make_updater(
     steps: int,
     batch: int,
     shards: int,
+    alone: bool = False,
 ) -> Updater:
     """Build the updater of a block.
 
@@ -98,6 +99,7 @@ def make_updater(
         steps: of the run, for the schedule.
         batch: samples of a step, over all shards.
         shards: microbatches of a step.
+        alone: whether updates are of the shards that end here, however many of the step's.
     """
     kind = FusedUpdater if update.fused else Updater
     proximal = None
@@ -111,6 +113,7 @@ def make_updater(
         steps=steps,
         batch=batch,
         shards=shards,
+        alone=alone,
         proximal=proximal,
     )
 

@@ -1,4 +1,4 @@
-"""torch's optimizers without its compiler.
+"""torch's optimizers without its compiler, made from settings.
 
 torch marks methods of its optimizers for `torch.compile` by wrappers which import the compiler at
 their first call: a second of CPU time in every process that makes an optimizer. Here the methods
@@ -11,6 +11,10 @@ from __future__ import annotations
 import inspect
 
 import torch
+from torch import nn
+
+from learning.errors import UserError
+from learning.settings import AdamWSettings, OptimizerSettings
 
 
 class _Unmarked(torch.optim.Optimizer):
@@ -32,3 +36,33 @@ class AdamW(_Unmarked, torch.optim.AdamW):
     """`torch.optim.AdamW`; call `step` where gradients are off."""
 
     step = inspect.unwrap(torch.optim.AdamW.step)
+
+
+def block_lr(lr: float | tuple[float, ...], index: int) -> float:
+    """The learning rate of a block.
+
+    Raises:
+        UserError: when rates are listed, and none for this block.
+    """
+    if not isinstance(lr, tuple):
+        return lr
+    if not 1 <= index <= len(lr):
+        raise UserError(
+            f"optimizer.lr lists {len(lr)} values, but there is a block {index}: give one a block"
+        )
+    return lr[index - 1]
+
+
+def make_optimizer(
+    parameters: list[nn.Parameter], settings: OptimizerSettings, lr: float
+) -> torch.optim.Optimizer:
+    """The optimizer of some parameters; `lr` is their block's."""
+    if isinstance(settings, AdamWSettings):
+        return AdamW(parameters, lr, settings.betas, settings.eps, settings.weight_decay)
+    return SGD(
+        parameters,
+        lr,
+        settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov,
+    )

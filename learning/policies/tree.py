@@ -75,6 +75,11 @@ class GradientTree:
         """Add those of a shard; a lane does so in the order of its shards."""
         self._put((shard, 1), gradients)
 
+    @property
+    def added(self) -> int:
+        """How many shards were added since the tree was empty."""
+        return sum(count for (_, count), _ in self._stack)
+
     def _put(self, span: Span, gradients: Gradients) -> None:
         stack = self._stack
         start = stack[-1][0][0] + stack[-1][0][1] if stack else 0
@@ -112,6 +117,32 @@ class GradientTree:
     def clear(self) -> None:
         """Forget what was added."""
         self._stack = []
+
+
+class OpenTree(GradientTree):
+    """The tree of as many shards as are added, wherever in a step they are: those of one lane.
+
+    A binary counter that carries has its shape, however many shards there turn out to be.
+    """
+
+    def add(self, shard: int, gradients: Gradients) -> None:
+        first, count = self.added, 1
+        while self._stack and self._stack[-1][0][1] == count:
+            (first, _), left = self._stack.pop()
+            gradients, count = _sum(left, gradients), 2 * count
+        self._stack.append(((first, count), gradients))
+
+    def total(self) -> Gradients:
+        stack, self._stack = self._stack, []
+        total = stack.pop()[1] if stack else []
+        while stack:
+            total = _sum(stack.pop()[1], total)
+        return total
+
+
+def make_tree(shards: int, alone: bool) -> GradientTree:
+    """The tree of a step's shards, or of those that a lane has of them."""
+    return OpenTree(shards) if alone else GradientTree(shards)
 
 
 def _sum(left: Gradients, right: Gradients) -> Gradients:

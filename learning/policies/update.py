@@ -8,18 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from learning.errors import UserError
 from learning.messages import Message
 from learning.numerics import backward
-from learning.policies.optimizers import SGD, AdamW
+from learning.policies.optimizers import block_lr, make_optimizer
 from learning.policies.proximal import ProximalPreconditioner
 from learning.policies.schedules import learning_rate_factor
-from learning.policies.tree import Gradients, GradientTree, from_message, to_message
-from learning.settings import (
-    AdamWSettings,
-    OptimizerSettings,
-    ScheduleSettings,
-)
+from learning.policies.sums import ShardSums, apart
+from learning.policies.tree import Gradients
+from learning.settings import OptimizerSettings, ScheduleSettings
 
 Observer = Callable[[dict[str, Tensor]], None]
 """Sees the gradients that the optimizer gets, by parameter name: means over the global batch, with
@@ -27,28 +23,13 @@ the weights of their losses, preconditioned, before clipping. They are only lent
 them in place."""
 
 
-def _apart(gradients: Gradients, others: Gradients) -> Gradients:
-    """Copy what shares memory with one before it or with `others`: `step` changes gradients.
-
-    Autograd hands over tensors that nobody else holds, but two of them may be views of one.
-    """
-    seen = {g.untyped_storage().data_ptr() for g in others if g is not None}
-    apart: Gradients = []
-    for g in gradients:
-        if g is not None:
-            address = g.untyped_storage().data_ptr()
-            g = g.clone() if address in seen else g
-            seen.add(address)
-        apart.append(g)
-    return apart
-
-
 class Updater:
     """The optimizer of one learner: its parameters by name, schedule, clipping, shard sums.
 
     An update has two phases: shards end one by one, and `step` adds them up. Where lanes share the
     shards of a step, each tells the others its `partial`, and each takes the step with those of
-    all: the same additions, so the same bits in every lane as in a single one.
+    all: the same additions, so the same bits in every lane as in a single one. Where a lane learns
+    alone, it takes the step with its own.
 
     Attributes:
         observer: called with each update's gradients, for diagnostics.
@@ -64,24 +45,29 @@ class Updater:
         steps: int,
         batch: int,
         shards: int = 1,
+        alone: bool = False,
         proximal: ProximalPreconditioner | None = None,
     ) -> None:
         named = [(n, p) for n, p in parameters if p.requires_grad]
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
-        self.lr = _block_lr(optimizer.lr, index)
+        self.lr = block_lr(optimizer.lr, index)
         self.clip = optimizer.clip
         self.schedule, self.steps, self.batch = schedule, steps, batch
         self.proximal = proximal
         self.observer: Observer | None = None
         self._portions = self._divide(len(named))
         self._optimizers = [
-            _make_optimizer([self.parameters[i] for i in portion], optimizer, self.lr)
+            make_optimizer([self.parameters[i] for i in portion], optimizer, self.lr)
             for portion in self._portions
         ]
-        self._tree = GradientTree(shards)
-        self._shard: Gradients = [None] * len(self.parameters)
-        self._lent = False  # whether somebody else may hold gradients of this step
+        self._sums = ShardSums(
+            self.parameters,
+            moments=len(proximal.layers) if proximal else 0,
+            batch=batch,
+            shards=shards,
+            alone=alone,
+        )
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -130,20 +116,13 @@ class Updater:
         for leaf in leaves:
             leaf.grad = None
         own, others = gradients[: len(parameters)], gradients[len(parameters) :]
-        self._enter(_apart(own, [gradient, *others]), start, weight)
+        self._sums.enter(apart(own, [gradient, *others]), start, weight)
         return others
 
     def add(self, gradients: Sequence[Tensor | None], start: int = 0, weight: float = 1.0) -> None:
         """Add gradients of `parameters[start:]` to the current shard's; they stay as they are."""
-        self._lent = True
-        self._enter(gradients, start, weight)
-
-    def _enter(self, gradients: Sequence[Tensor | None], start: int, weight: float) -> None:
-        for i, g in enumerate(gradients, start=start):
-            if g is not None:
-                g = g if weight == 1.0 else g * weight
-                held = self._shard[i]
-                self._shard[i] = g if held is None else held + g
+        self._sums.lend()
+        self._sums.enter(gradients, start, weight)
 
     def end_shard(self, shard: int = 0, moments: Sequence[Tensor | None] | None = None) -> None:
         """Close the current shard: its gradients enter the tree. Shards end in their order.
@@ -153,23 +132,11 @@ class Updater:
             moments: what `recording` gave in the shard's forward pass. They ride in the same tree,
                 behind the gradients, so that they too are added in a fixed order.
         """
-        if moments is None:
-            moments = [None] * self._moments
-        self._tree.add(shard, [*self._shard, *moments])
-        self._shard = [None] * len(self.parameters)
-
-    @property
-    def _moments(self) -> int:
-        return len(self.proximal.layers) if self.proximal else 0
+        self._sums.end_shard(shard, moments)
 
     def partial(self) -> Message:
-        """What the shards that ended here come to, for the other lanes' `step`; nothing is copied.
-
-        `gradients.spans` says which parts of the tree these are, `gradients.<first>.<count>.<i>` is
-        the sum of shards first..first+count-1 for parameter i, or for a moment behind those.
-        """
-        self._lent = True
-        return to_message("gradients", self._tree.parts())
+        """What the shards that ended here come to, for the other lanes' `step`; only lent."""
+        return self._sums.partial()
 
     @torch.no_grad()
     def step(self, step: int, partials: Sequence[Message] | None = None) -> bool:
@@ -181,27 +148,21 @@ class Updater:
         Args:
             step: number of the step.
             partials: those of all lanes, this one among them, in any order; they stay as they are.
-                None where all shards ended here.
+                None where the shards that ended here are all that count.
 
         Returns:
             Whether anything was updated.
         """
-        sums, lent = self._sums(partials), self._lent
-        self._lent = False
-        gradients = {
-            i: self._mean(self.parameters[i], g, lent)
-            for i, g in enumerate(sums[: len(self.parameters)])
-            if g is not None
-        }
+        gradients, moments = self._sums.means(partials)
         if self.optimizer is None or not gradients:
             return False
         if self.proximal is not None:
             by_parameter = dict[Tensor, Tensor](
                 (self.parameters[i], g) for i, g in gradients.items()
             )
-            self.proximal.apply(by_parameter, sums[len(self.parameters) :])
+            self.proximal.apply(by_parameter, moments)
             gradients = {i: by_parameter[self.parameters[i]] for i in gradients}
-        del sums
+        del moments
         if self.observer is not None:
             self.observer({self.names[i]: g for i, g in gradients.items()})
         for i, parameter in enumerate(self.parameters):
@@ -211,33 +172,9 @@ class Updater:
         self._advance(self.optimizer, step)
         return True
 
-    def _sums(self, partials: Sequence[Message] | None) -> Gradients:
-        if partials is None:
-            return self._tree.total()
-        if not self.parameters:
-            self.clear()
-            return []
-        places, device = len(self.parameters) + self._moments, self.parameters[0].device
-        self._lent = True
-        return self._tree.merge(
-            from_message("gradients", partial, places, device) for partial in partials
-        )
-
-    def _mean(self, parameter: Tensor, total: Tensor, lent: bool) -> Tensor:
-        """Divide by the batch, in place where the sum is nobody else's.
-
-        In the parameter's layout, which messages do not keep: a norm adds up in the order of
-        memory.
-        """
-        if lent or not _laid_out_alike(total, parameter):
-            return torch.div(total, self.batch, out=torch.empty_like(parameter))
-        return total.div_(self.batch)
-
     def clear(self) -> None:
         """Forget the shards of an unfinished step."""
-        self._tree.clear()
-        self._shard = [None] * len(self.parameters)
-        self._lent = False
+        self._sums.clear()
 
     def _advance(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Step one optimizer on its parameters' `grad`, and free those."""
@@ -281,32 +218,3 @@ class Updater:
             own = {j: by_index[i] for j, i in enumerate(portion) if i in by_index}
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": own, "param_groups": groups})
-
-
-def _laid_out_alike(tensor: Tensor, other: Tensor) -> bool:
-    strides = zip(tensor.shape, tensor.stride(), other.stride(), strict=True)
-    return tensor.stride() == other.stride() or all(n == 1 or a == b for n, a, b in strides)
-
-
-def _block_lr(lr: float | tuple[float, ...], index: int) -> float:
-    if not isinstance(lr, tuple):
-        return lr
-    if not 1 <= index <= len(lr):
-        raise UserError(
-            f"optimizer.lr lists {len(lr)} values, but there is a block {index}: give one a block"
-        )
-    return lr[index - 1]
-
-
-def _make_optimizer(
-    parameters: list[nn.Parameter], settings: OptimizerSettings, lr: float
-) -> torch.optim.Optimizer:
-    if isinstance(settings, AdamWSettings):
-        return AdamW(parameters, lr, settings.betas, settings.eps, settings.weight_decay)
-    return SGD(
-        parameters,
-        lr,
-        settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.nesterov,
-    )

@@ -20,6 +20,7 @@ from orchestrator.lane import Actor
 from tests.orchestrator.engines import CALENDAR, STEPS, Told, told
 
 State = dict[str, dict[str, Tensor]]
+ANY_STEP = -1
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Fault:
 
     Attributes:
         kind: the signal that it sends itself; or it waits for ever, while its mail answers.
-        at: the operation that it does not begin, by kind and step; None: being built anew.
+        at: the operation that it does not begin, by kind and step, or any step; None: being
+            built anew.
         also: another that gets the signal just before.
     """
 
@@ -56,7 +58,7 @@ class Fault:
             execute = shell._executor.execute
 
             def watched(op: Operation) -> None:
-                if (op.kind, op.step) == at:
+                if op.kind is at[0] and at[1] in (op.step, ANY_STEP):
                     fail()
                 execute(op)
 

@@ -82,5 +82,5 @@ def test_a_block_is_moved_for_its_slowness_once() -> None:
         watch.note(1, spans(20, 10))
         watch.note(2, spans(20, 100))
         found.append(watch.slow())
-        watch.moved(2)
+        watch.moved([2])
     assert found[0] is not None and found[1] is None

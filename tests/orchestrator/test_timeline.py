@@ -10,8 +10,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from actors.operations import Kind
 from learning.errors import UserError
-from orchestrator.timeline import draw, step_colour, training_window
+from orchestrator.timeline import _STYLES, draw, step_colour, training_window
 from orchestrator.trace import (
     ActorSpan,
     actors_of,
@@ -85,7 +86,7 @@ def test_last_line_without_line_feed_is_left_out(tmp_path: Path) -> None:
         (json.dumps({**_span("block1", "F", 0, 0, 1)._asdict(), "step": "0"}), "not a record"),
         (json.dumps({**_span("block1", "F", 0, 0, 1)._asdict(), "ended": "0"}), "ended is '0'"),
         (json.dumps({**_span("block1", "F", 0, 0, 1)._asdict(), "shard": True}), "shard is True"),
-        (json.dumps({**_span("block1", "F", 0, 0, 1)._asdict(), "kind": "Q"}), "'Q' is none of"),
+        (json.dumps({**_span("block1", "F", 0, 0, 1)._asdict(), "kind": "Z"}), "'Z' is none of"),
     ],
 )
 def test_other_damage_is_reported_with_its_line(tmp_path: Path, line: str, what: str) -> None:
@@ -183,6 +184,10 @@ def test_repeated_step_flows_from_its_own_sender(tmp_path: Path) -> None:
 def test_empty_trace_is_json(tmp_path: Path) -> None:
     write_trace([], tmp_path / "trace.json")
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_every_kind_of_operation_can_be_drawn() -> None:
+    assert set(_STYLES) == set(Kind)
 
 
 def test_actors_stand_lane_by_lane() -> None:

@@ -1,0 +1,59 @@
+"""Engines with lanes, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from orchestrator.chain import Chain, Transport
+from orchestrator.engine import RayEngine
+from orchestrator.lane_settings import LaneSettings
+from orchestrator.program import SourcePlace
+from orchestrator.recovery import RecoverySettings
+from tests.orchestrator.engines import CPUS, EVALUATION_BATCH, Case, eventually, free_cpus
+
+
+@pytest.fixture
+def start_lanes() -> Iterator[Callable[..., RayEngine]]:
+    """Engines with lanes, closed afterwards."""
+    engines: list[RayEngine] = []
+
+    def starting(
+        case: Case,
+        least: int,
+        most: int,
+        transport: Transport = "direct",
+        source: SourcePlace = "block1",
+        recovery: RecoverySettings | None = None,
+    ) -> RayEngine:
+        program, plan, blocks = case.build()
+        chain = Chain(
+            program,
+            plan,
+            blocks,
+            case.data,
+            case.augment,
+            evaluation_batch=EVALUATION_BATCH,
+            threads=1,
+            window=2,
+            transport=transport,
+            source=source,
+            lanes=least,
+            grows=True,
+        )
+        settings = LaneSettings(min=least, max=most)
+        engines.append(RayEngine(chain, recovery, settings))
+        return engines[-1]
+
+    yield starting
+    for engine in engines:
+        engine.close()
+    assert eventually(lambda: free_cpus() == CPUS)
+
+
+@pytest.fixture
+def step_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that something can change before every step, and the driver looks at once."""
+    monkeypatch.setattr("orchestrator.stream.CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.elasticity.LOOK_SECONDS", 0.0)
