@@ -24,6 +24,8 @@ class FakeSource:
 class FakeBlock:
     """Stands in for `BlockLearner`: demands what its credit says, in the order of shards."""
 
+    outer = None  # lanes do not learn apart
+
     def __init__(self, program: Program, k: int, mixing: int) -> None:
         self.program, self.credit = program, program.rule.credit
         self.device = torch.device("cpu")
@@ -112,6 +114,8 @@ class FakeBlock:
 
 class FakeFeedback:
     """Stands in for `FeedbackLearner`."""
+
+    outer = None
 
     def __init__(self, program: Program, k: int) -> None:
         self.top = not program.feedback_chain or k == program.feedback_modules
