@@ -202,10 +202,14 @@ def test_ray_engine_ends_with_the_bits_of_the_sequential_engine(name: str) -> No
 def test_direct_transport_ends_with_the_same_bits_also_when_resumed(name: str) -> None:
     with ray_engine(CASES[name], WINDOWS[name], "direct") as engine:
         undisturbed = told(engine.train(range(STEPS), CALENDAR))
+        # By the same actors, but where tables are under way at the end: those go to new ones.
+        again = name in RESUMED and name not in BY_OTHERS
+        resumed = second_run(engine, undisturbed) if again else None
     assert differences(undisturbed, sequential(name)) == []
-    if name in RESUMED:
+    if name in BY_OTHERS:
         with ray_engine(CASES[name], WINDOWS[name], "direct") as engine:
             resumed = second_run(engine, undisturbed)
+    if resumed is not None:
         assert differences(resumed, second_half(sequential(name))) == []
 
 
