@@ -3,13 +3,11 @@
     python -m benchmarks.simulation
 
 The machine is described once, by `benchmarks/simulation_calibration.py`, from runs that are none of
-those predicted here. Then in each repeat each configuration's operations are measured
-(`orchestrator/costs.py`), first in one process and then in one a core at the same time: how much
-longer they take then is the contention that this configuration meets, and it differs a lot from one
-to another (small batches wait for memory more than large ones). Its steps/s are predicted from
-that, and the same configuration runs with the Ray engine: one after the other, so that a slow
-minute of the machine is in both. The error is that of the median prediction against the median
-rate. Some configurations run twice: block 1 makes the batches, or an actor of their own.
+those predicted here. Then in each repeat each configuration's operations are measured in this
+process (`orchestrator/costs.py`), its steps/s predicted from them, and the same configuration run
+with the Ray engine: one after the other, so that a slow minute of the machine is in both. The error
+is that of the median prediction against the median rate. Some configurations run twice: block 1
+makes the batches, or an actor of their own.
 """
 
 from __future__ import annotations
@@ -23,16 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.operations import Kind
 from benchmarks import records
-from benchmarks.crew import Crew, Seat
 from benchmarks.measuring import spread, system_load
 from benchmarks.simulation_calibration import calibrate, rate, run
 from benchmarks.workloads import Workload, configuration, prepared
 from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, make_config
 from orchestrator.clusters import ClusterDescription
-from orchestrator.costs import Costs, measure_costs
+from orchestrator.costs import measure_costs
 from orchestrator.program import SourcePlace
 from orchestrator.simulation import simulate
 
@@ -90,44 +86,20 @@ CASES = [
 ]
 
 
-def costs_of(seat: Seat, workload: Workload, config: RunConfig, together: bool) -> Costs:
-    """What a configuration's operations cost in this process.
-
-    Args:
-        together: whether the others of the crew measure theirs at the same time.
-    """
-    ready = prepared(workload, config)
-    blocks = ready.plan.units_of_blocks(ready.units)
-    if together:
-        seat.barrier.wait()
-    return measure_costs(ready.program, blocks, ready.batches, threads=1, repeats=15)
-
-
-def work(costs: Costs, shards: int) -> float:
-    """Seconds of all operations of a step."""
-    once = (Kind.UPDATE, Kind.TABLE, Kind.FEEDBACK_UPDATE)
-    times = {op: 1 if op[1] in once else shards for op in costs.operations}
-    return sum(times[op] * cost.seconds for op, cost in costs.operations.items())
-
-
-def one(
-    case: Case, machine: ClusterDescription, crew: Crew, steps: int, tiny: bool
-) -> dict[str, float]:
-    """Predict and measure one configuration once, in steps/s; and the contention it meets."""
+def one(case: Case, machine: ClusterDescription, steps: int, tiny: bool) -> dict[str, float]:
+    """Predict and measure one configuration once, in steps/s."""
     warmup = max(3, steps // 5)
     workload = case.workload(tiny)
     config = case.config(workload, warmup + steps)
     ready = prepared(workload, config)
-    shards = ready.program.settings.shards
-    costs = crew.run_alone(costs_of, workload, config, False)
-    together = [work(c, shards) for c in crew.run(costs_of, workload, config, True)]
-    lost = min(0.95, max(0.0, 1 - work(costs, shards) / statistics.fmean(together)))
+    blocks = ready.plan.units_of_blocks(ready.units)
+    costs = measure_costs(ready.program, blocks, ready.batches, threads=ready.threads, repeats=15)
     # All cores of the machine are shared: the highest device says that the run has them all.
     devices = [machine.devices - 1] * case.blocks
     predicted = simulate(
         ready.program,
         costs,
-        machine.model_copy(update={"contention": lost}),
+        machine,
         devices,
         source=ready.source,
         window=config.engine.window,
@@ -136,7 +108,6 @@ def one(
     return {
         "predicted": predicted.steps_per_second,
         "measured": rate(spans, case.blocks, warmup),
-        "contention": lost,
     }
 
 
@@ -154,26 +125,24 @@ def page(record: dict[str, Any]) -> str:
         f"{within} of {len(errors)} configurations are predicted within {LIMIT:.0%}; the median "
         f"error is {statistics.median(map(abs, errors)):.0%}, the largest "
         f"{max(map(abs, errors)):.0%}. Medians (lowest to highest) of {record['repeats']} repeats "
-        f"of {record['steps']} steps. Costs are measured anew in each repeat, in one process and "
-        "in one a core at the same time: the share of its pace that a core loses then is the "
-        "contention. All else of the machine is described once, by runs that are none of these.",
+        f"of {record['steps']} steps. Costs are measured anew in each repeat; the machine is "
+        "described once, by runs that are none of these.",
         "",
-        "| configuration | measured, steps/s | predicted, steps/s | error | contention |",
-        "|---|---|---|---|---|",
+        "| configuration | measured, steps/s | predicted, steps/s | error |",
+        "|---|---|---|---|",
     ]
     for name, samples in record["samples"].items():
         lines.append(
             f"| {name} | {spread(samples['measured'], 1)} | {spread(samples['predicted'], 1)} "
-            f"| {error(samples):+.0%} | {statistics.median(samples['contention']):.0%} |"
+            f"| {error(samples):+.0%} |"
         )
     machine = record["machine"]
     message = machine["message"]
     lines += [
         "",
         f"The machine: {machine['devices']} cores, each {machine['contention']:.0%} slower when "
-        f"all are busy with a training loop; {1e3 * message['send']:.2f} ms and "
-        f"{1e9 * message['send_per_byte']:.2f} ms a MB to send a message, "
-        f"{1e3 * message['receive']:.2f} ms and "
+        f"all are busy; {1e3 * message['send']:.2f} ms and {1e9 * message['send_per_byte']:.2f} ms "
+        f"a MB to send a message, {1e3 * message['receive']:.2f} ms and "
         f"{1e9 * message['receive_per_byte']:.2f} ms a MB until it is there, "
         f"{1e3 * message['daemons']:.2f} ms of other processes' CPU beside it; "
         f"{1e6 * machine['overhead']:.0f} µs between operations; daemons use "
@@ -195,11 +164,11 @@ def main() -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     cores = os.cpu_count() or 1
     samples: dict[str, dict[str, list[float]]] = {
-        case.name: {"predicted": [], "measured": [], "contention": []} for case in CASES
+        case.name: {"predicted": [], "measured": []} for case in CASES
     }
     busy: list[float] = []
     first = CASES[0]
-    with Crew(cores) as crew, cluster(first.config(first.workload(arguments.tiny), 1)):
+    with cluster(first.config(first.workload(arguments.tiny), 1)):
         calibration = {"repeats": 1, "seconds": 0.5} if arguments.tiny else {}
         machine = calibrate(
             cores, **{"repeats": 3, "steps": 2 * arguments.steps, "seconds": 3.0, **calibration}
@@ -210,7 +179,7 @@ def main() -> None:
             # Each starts once early and once late, as far as there are repeats.
             start = repeat * len(CASES) // arguments.repeats
             for case in [*CASES[start:], *CASES[:start]]:
-                found = one(case, machine, crew, arguments.steps, arguments.tiny)
+                found = one(case, machine, arguments.steps, arguments.tiny)
                 for name, value in found.items():
                     samples[case.name][name].append(value)
                 print(f"{case.name}: {found}", flush=True)
