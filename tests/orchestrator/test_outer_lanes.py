@@ -125,7 +125,8 @@ def test_lanes_come_and_go_and_snapshots_are_taken_where_all_agree(
         events.append(event)
         if isinstance(event, StepDone) and event.step == 2:
             assert eventually(ready)
-        if isinstance(event, StepDone) and event.step == 16:
+        # As soon as it has joined, while there are steps left that are not handed out.
+        if isinstance(event, Changed) and event.lanes == 2:
             elasticity.settings = LaneSettings(min=1, max=1)
             monkeypatch.setattr(
                 elasticity, "_touched", lambda: (first, [1], "") if first in chain.lanes else None
