@@ -51,7 +51,7 @@ HEALTH = {
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 3,
 }
-EVERY = 100  # steps between snapshots
+EVERY = 200  # steps between snapshots
 
 
 class Scene:
@@ -150,11 +150,11 @@ def kill(scene: Scene) -> dict[str, Any]:
     scene.add_node()
     scene.add_node()
 
-    def at_250(engine: RayEngine) -> None:
+    def at_450(engine: RayEngine) -> None:
         where = [a.identity.node for a in engine._chain.actors if a.identity]
         scene.kill(engine, max(scene.nodes, key=lambda n: where.count(n.node_id)))
 
-    return scene.follow(LaneSettings(), {250: at_250})
+    return scene.follow(LaneSettings(), {450: at_450})
 
 
 def grow(scene: Scene) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def grow(scene: Scene) -> dict[str, Any]:
     def killed(engine: RayEngine) -> None:
         scene.kill(engine, scene.nodes[1])
 
-    steps = {20: joins, 60: joins, 200: drains, 350: killed}
+    steps = {20: joins, 60: joins, 500: drains, 800: killed}
     return scene.follow(LaneSettings(min=1, max=3), steps)
 
 
@@ -199,14 +199,14 @@ def drain(scene: Scene) -> dict[str, Any]:
 
         assert eventually(ready, 60)
 
-    return scene.follow(LaneSettings(), {200: drains})
+    return scene.follow(LaneSettings(), {300: drains})
 
 
 SCENES = {"kill": kill, "grow": grow, "drain": drain}
 
 
 def main(what: str, rule: str) -> None:
-    scene = Scene(rule, steps=600, shards=4 if what == "grow" else 1)
+    scene = Scene(rule, steps=1200, shards=4 if what == "grow" else 1)
     try:
         ray.init(address=scene.cluster.address, log_to_driver=False)
         print(json.dumps(SCENES[what](scene)))

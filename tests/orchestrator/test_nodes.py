@@ -36,7 +36,7 @@ def test_blocks_of_a_killed_node_go_on_elsewhere(rule: str) -> None:
     (incident,) = said["incidents"]
     losses = {loss["name"]: loss["kind"] for loss in incident["losses"]}
     assert losses == dict.fromkeys(said["lost"], "node") and len(losses) >= 2
-    assert incident["resumed"] % 100 == 0 and incident["resumed"] >= 200
+    assert incident["resumed"] % 200 == 0 and incident["resumed"] >= 400
 
 
 @pytest.mark.parametrize("rule", ["local"])
