@@ -28,6 +28,7 @@ PAGES = {
     "reach": (RESULTS / "reach.md", None),
     "throughput": (RESULTS / "throughput.md", None),
     "memory": (RESULTS / "memory.md", MEMORY),
+    "time": (RESULTS / "time_to_accuracy.md", None),
 }
 """The page whose first table stands between the README's markers of that name, and its columns."""
 

@@ -16,14 +16,15 @@ import argparse
 import json
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import records
 from benchmarks.measuring import spread, system_load
-from benchmarks.simulation_calibration import calibrate, rate, run
+from benchmarks.simulation_calibration import calibrate
+from benchmarks.simulation_runs import rate, run
 from benchmarks.workloads import Workload, configuration, prepared
 from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, make_config
@@ -76,9 +77,11 @@ CASES = [
     Case("local", "512 wide, batch 64", 2),
     Case("local", "512 wide, batch 64", 2, "actor"),
     Case("local", "1024 wide, batch 128", 2),
+    Case("local", "1024 wide, batch 128", 3),
     Case("local", "1024 wide, batch 128", 4),
     Case("pairwise", "1024 wide, batch 128", 3),
     Case("bll", "1024 wide, batch 128", 2),
+    Case("bll", "512 wide, batch 64", 2),
     Case("bll", "512 wide, batch 64", 3),
     Case("backprop, 1f1b, 4 shards", "1024 wide, batch 128", 2),
     Case("backprop, 1f1b, 4 shards", "1024 wide, batch 128", 2, "actor"),
@@ -136,49 +139,52 @@ def page(record: dict[str, Any]) -> str:
             f"| {name} | {spread(samples['measured'], 1)} | {spread(samples['predicted'], 1)} "
             f"| {error(samples):+.0%} |"
         )
-    machine = record["machine"]
-    message = machine["message"]
-    lines += [
-        "",
-        f"The machine: {machine['devices']} cores, each {machine['contention']:.0%} slower when "
-        f"all are busy; {1e3 * message['send']:.2f} ms and {1e9 * message['send_per_byte']:.2f} ms "
-        f"a MB to send a message, {1e3 * message['receive']:.2f} ms and "
-        f"{1e9 * message['receive_per_byte']:.2f} ms a MB until it is there, "
-        f"{1e3 * message['daemons']:.2f} ms of other processes' CPU beside it; "
-        f"{1e6 * machine['overhead']:.0f} µs between operations; daemons use "
-        f"{machine['background']:.2f} cores when nothing happens. Cores busy with other work "
-        f"before a repeat: {spread(record['busy_cores'])}.",
-        "",
-        records.footer(record["environment"]),
-    ]
+    lines += ["", _described(record["machine"]), ""]
+    lines += [f"Cores busy with other work before a repeat: {spread(record['busy_cores'])}."]
+    lines += ["", records.footer(record["environment"])]
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def _described(machine: dict[str, Any]) -> str:
+    message = machine["message"]
+    return (
+        f"The machine: {machine['devices']} cores at {machine['speed']:.2f} times the pace at "
+        f"which costs were measured, each {machine['contention']:.0%} slower when all are busy and "
+        f"{machine['crowding']:.0%} more when each has two threads; {1e3 * message['send']:.2f} ms "
+        f"and {1e9 * message['send_per_byte']:.2f} ms a MB to send a message, "
+        f"{1e3 * message['receive']:.2f} ms and {1e9 * message['receive_per_byte']:.2f} ms a MB "
+        f"until it is there, {1e3 * message['daemons']:.2f} ms of CPU of other threads and "
+        f"processes beside it, {1e3 * machine['within']['latency']:.1f} ms in which it waits; "
+        f"{1e6 * machine['overhead']:.0f} µs between operations; daemons use "
+        f"{machine['background']:.2f} cores when nothing happens."
+    )
+
+
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--tiny", action="store_true", help="small networks, to see that it runs")
     parser.add_argument("--directory", type=Path, default=records.RESULTS)
-    arguments = parser.parse_args()
+    parser.add_argument("--cases", type=int, default=len(CASES), help="only the first so many")
+    arguments = parser.parse_args(words)
+    cases = CASES[: arguments.cases]
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     cores = os.cpu_count() or 1
     samples: dict[str, dict[str, list[float]]] = {
-        case.name: {"predicted": [], "measured": []} for case in CASES
+        case.name: {"predicted": [], "measured": []} for case in cases
     }
     busy: list[float] = []
     first = CASES[0]
     with cluster(first.config(first.workload(arguments.tiny), 1)):
-        calibration = {"repeats": 1, "seconds": 0.5} if arguments.tiny else {}
-        machine = calibrate(
-            cores, **{"repeats": 3, "steps": 2 * arguments.steps, "seconds": 3.0, **calibration}
-        )
+        repeats = 1 if arguments.tiny else 3
+        machine = calibrate(cores, repeats=repeats, steps=arguments.steps, tiny=arguments.tiny)
         print(machine.model_dump_json(), flush=True)
         for repeat in range(arguments.repeats):
             busy.append(system_load()[0])
             # Each starts once early and once late, as far as there are repeats.
-            start = repeat * len(CASES) // arguments.repeats
-            for case in [*CASES[start:], *CASES[:start]]:
+            start = repeat * len(cases) // arguments.repeats
+            for case in [*cases[start:], *cases[:start]]:
                 found = one(case, machine, arguments.steps, arguments.tiny)
                 for name, value in found.items():
                     samples[case.name][name].append(value)

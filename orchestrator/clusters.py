@@ -53,6 +53,8 @@ class ClusterDescription(Settings):
         message: CPU time of a message.
         background: cores of each CPU node that daemons use all the time, in cores.
         contention: how much slower each core of a CPU node is when all are busy, as a share.
+        crowding: how much slower its cores are when twice as many threads are ready as there are
+            cores, as a share; between that and no more threads than cores in proportion.
     """
 
     kind: Literal["accelerator", "cpu"] = "accelerator"
@@ -65,6 +67,7 @@ class ClusterDescription(Settings):
     message: MessageSettings = MessageSettings()
     background: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     contention: float = Field(default=0.0, ge=0, lt=1)
+    crowding: float = Field(default=0.0, ge=0, lt=1)
 
     @property
     def total(self) -> int:

@@ -115,7 +115,8 @@ class Machine:
         cluster = self.cluster
         background = max(0.0, cluster.background - (cluster.devices - count))
         share = (count - 1) / (cluster.devices - 1) if cluster.devices > 1 else 0.0
-        return Cores(self.clock, count, background, cluster.contention * share)
+        slower = cluster.contention * share
+        return Cores(self.clock, count, background, slower, cluster.crowding)
 
     def build(self, steps: int, record: list[Work] | None) -> list[SimulatedActor]:
         """Place all actors."""

@@ -84,18 +84,25 @@ class Cores:
 
     With n threads on c cores each goes on at the rate
 
-        min(1, (c - background) / n) (1 - contention (min(n, c) - 1) / (c - 1))
+        min(1, (c - background) / n) (1 - contention (min(n, c) - 1) / (c - 1)) (1 - crowding o)
 
+    where o = (n - c) / c, the threads too many, is kept between 0 and 1: threads that take turns on
+    a core find its caches full of the others' data.
     The work that everyone has been given so far, `_given`, grows at that rate, so a job ends when
     it reaches what it was at its start plus the job's own work: a heap keeps the order.
     """
 
     def __init__(
-        self, clock: Clock, cores: int, background: float = 0.0, contention: float = 0.0
+        self,
+        clock: Clock,
+        cores: int,
+        background: float = 0.0,
+        contention: float = 0.0,
+        crowding: float = 0.0,
     ) -> None:
         self.busy = 0.0
         self._clock, self._cores = clock, cores
-        self._background, self._contention = background, contention
+        self._background, self._contention, self._crowding = background, contention, crowding
         self._jobs: list[tuple[float, int, int, Then]] = []
         self._threads = self._submitted = self._alarm = 0
         self._given = self._since = 0.0
@@ -110,7 +117,9 @@ class Cores:
     def _rate(self) -> float:
         most = min(self._threads, self._cores)
         slower = self._contention * (most - 1) / (self._cores - 1) if self._cores > 1 else 0.0
-        return min(1.0, (self._cores - self._background) / self._threads) * (1 - slower)
+        over = min(1.0, max(0, self._threads - self._cores) / self._cores)
+        share = min(1.0, (self._cores - self._background) / self._threads)
+        return share * (1 - slower) * (1 - self._crowding * over)
 
     def _go_on(self) -> None:
         """Give everyone the time since the last change."""

@@ -87,6 +87,16 @@ def test_background_and_contention() -> None:
     assert 1 / alone.steps_per_second == pytest.approx(6.0)
 
 
+def test_threads_that_take_turns_on_a_core_slow_each_other() -> None:
+    node = one_node(2, kind="cpu", crowding=0.25)
+    alone = run(Local(), 2, devices=[0, 1], cluster=node, steps=60)
+    assert 1 / alone.steps_per_second == pytest.approx(3.0, rel=0.03)
+    crowded = run(Local(), 4, devices=[0, 0, 1, 1], cluster=node, steps=60)
+    assert 1 / crowded.steps_per_second == pytest.approx(6.0 / 0.75, rel=0.03)
+    half = run(Local(), 3, devices=[0, 0, 1], cluster=node, steps=60)
+    assert 1 / half.steps_per_second == pytest.approx(4.5 / 0.875, rel=0.03)
+
+
 def test_a_run_has_only_the_cores_it_was_asked_for() -> None:
     """Two blocks that could work at once take turns on one core of four, and keep it busy."""
     node = one_node(4, kind="cpu")
