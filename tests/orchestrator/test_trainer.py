@@ -6,7 +6,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from orchestrator.events import (
     StepDone,
     Worked,
 )
+from orchestrator.files import Chunk
 from orchestrator.incidents import Incident
 from orchestrator.program import Calendar
 from orchestrator.rundir import RunDirectory
@@ -155,10 +156,10 @@ def test_a_full_disk_costs_one_checkpoint_and_not_the_run(
     fails_at = {"step-00000020"}
     write = LocalStorage.write
 
-    def full(storage: LocalStorage, name: str, data: bytes) -> None:
+    def full(storage: LocalStorage, name: str, chunks: Iterable[Chunk], size: int) -> None:
         if name.split("/")[0] in fails_at:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(storage, name, data)
+        write(storage, name, chunks, size)
 
     monkeypatch.setattr(LocalStorage, "write", full)
     recorder = Recorder()
@@ -220,14 +221,19 @@ def test_crash_keeps_the_last_checkpoint_and_all_records(
     assert run.checkpoints.load(5).metrics == {"validation/accuracy": 0.5}
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_finite_are_saved_even_where_their_sum_is_not(run: RunDirectory) -> None:
+    train(run, [step_done(0), snapshot(0, 3e38)])
+    assert run.checkpoints.last == 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_weights_or_losses_that_are_not_finite_replace_no_checkpoint(
     run: RunDirectory, bad: float
 ) -> None:
     train(run, checkpointed(0, 0.5))
     with pytest.raises(UserError, match=r"model\.w of block1 is not finite after step 1"):
         train(run, [step_done(1), validated(1, 0.9), snapshot(1, bad)])
-    with pytest.raises(NonFiniteLossError, match="block 2 is (nan|inf) at step 2"):
+    with pytest.raises(NonFiniteLossError, match="block 2 is (nan|-?inf) at step 2"):
         train(run, [step_done(2), validated(2, 0.9, loss=bad), snapshot(2)])
     assert run.checkpoints.steps() == [1]
     assert run.checkpoints.last == run.checkpoints.best == 1
