@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -51,7 +53,7 @@ def run(tmp_path: Path) -> Iterator[RunDirectory]:
 class Scripted:
     """An engine that tells what it is given, and then raises what it is given."""
 
-    def __init__(self, events: Sequence[Event], error: BaseException | None = None) -> None:
+    def __init__(self, events: Iterable[Event], error: BaseException | None = None) -> None:
         self.events, self.error = events, error
 
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
@@ -174,6 +176,70 @@ def test_a_full_disk_costs_one_checkpoint_and_not_the_run(
     with pytest.raises(StorageError, match="cannot write checkpoint 40"):  # the run's last
         trainer(run).train(Scripted(checkpointed(39, 0.5)), range(30, 40), Calendar())
     assert run.checkpoints.last == 30
+
+
+@pytest.fixture
+def go(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Lets the storage go on; until then it is slow."""
+    write, go = LocalStorage.write, threading.Event()
+
+    def slow(storage: LocalStorage, name: str, chunks: Iterable[Chunk], size: int) -> None:
+        assert go.wait(30)
+        if sys.platform == "linux":
+            assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 19
+        write(storage, name, chunks, size)
+
+    monkeypatch.setattr(LocalStorage, "write", slow)
+    return go
+
+
+def test_training_goes_on_while_a_snapshot_is_written_and_the_next_one_waits(
+    run: RunDirectory, go: threading.Event
+) -> None:
+    def events() -> Iterator[Event]:
+        yield snapshot(0)
+        yield step_done(1)
+        assert run.checkpoints.last is None
+        go.set()
+        yield snapshot(1)
+        assert run.checkpoints.last is not None
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    trainer(run).train(Scripted(events()), range(100), Calendar())
+    assert run.checkpoints.steps() == [1, 2] and run.state.steps == 2
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+def test_what_is_being_written_is_waited_for_before_anything_is_restored(
+    run: RunDirectory, go: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, restored = trainer(run), list[int]()
+    finish = mine._finish_writing
+
+    def finishing() -> None:
+        go.set()
+        finish()
+
+    def events() -> Iterator[Event]:
+        yield snapshot(4)
+        monkeypatch.setattr(mine, "_finish_writing", finishing)
+        restored.append(mine.restore(9)[0])
+
+    mine.train(Scripted(events()), range(100), Calendar())
+    assert restored == [5]
+
+
+def test_a_snapshot_that_is_being_written_when_the_run_ends_is_whole(
+    run: RunDirectory, go: threading.Event
+) -> None:
+    def events() -> Iterator[Event]:
+        yield snapshot(4)
+        go.set()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(run).train(Scripted(events()), range(100), Calendar())
+    assert run.checkpoints.last == run.state.steps == 5 and run.checkpoints.load(5)
 
 
 @pytest.mark.parametrize(
