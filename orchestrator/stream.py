@@ -99,7 +99,8 @@ class Stream:
                 self._snapshot_when_due(chunk.stop - 1)
                 hand_out(self._queues, self._chain, self._calendar, chunk, opening or turn)
                 if turn is not None:
-                    yield Changed(chunk.start, turn.sentence, len(self._chain.lanes))
+                    names = frozenset(actor.name for actor in self._chain.actors)
+                    yield Changed(chunk.start, turn.sentence, len(self._chain.lanes), names)
                 handed = chunk.stop
             for queue, leads, report in self._reports():
                 yield self._collect(queue.actor, leads, report)
