@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 
 from actors import frames, wire
@@ -25,10 +26,10 @@ from actors.sockets import (
     STOPPED,
     Endpoint,
     PeerLostError,
+    UnreachableError,
     as_connection,
     socket_of,
 )
-from learning.errors import UserError
 from learning.messages import Key, Message
 
 
@@ -41,7 +42,7 @@ class DirectChannel:
         window: as in `ObjectStoreChannel`.
 
     Raises:
-        UserError: when the receiver cannot be reached.
+        UnreachableError: when the receiver cannot be reached.
     """
 
     def __init__(
@@ -50,20 +51,9 @@ class DirectChannel:
         self.blocked_ns, self.is_blocked = 0, False
         self._window, self._receiver = window, receiver.name
         self._under_way = 0
-        near = receiver.path and receiver.node == node
-        address = receiver.path if near else (receiver.host, receiver.port)
-        try:
-            connection = _connection_to(address)
-            # Both know the secret, and neither says it.
-            answer_challenge(connection, secret)
-            deliver_challenge(connection, secret)
+        with _greeting(sender, node, receiver, secret) as connection:
             connection.send_bytes(sender.encode())
             connection.send_bytes(str(window or 0).encode())
-        except REFUSED as error:
-            raise UserError(
-                f"{sender} cannot connect to {receiver.name} at {address!r} ({error}): open the "
-                "TCP ports between the nodes or set engine.transport=object_store"
-            ) from error
         self._socket = socket_of(connection)
 
     def send(self, key: Key, message: Message) -> int:
@@ -114,6 +104,35 @@ class DirectChannel:
         with suppress(OSError):  # the other end was faster
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+
+def make_sure_of(sender: str, node: str, receiver: Endpoint, secret: bytes) -> None:
+    """Knock at a receiver, and go away before it takes notice.
+
+    Raises:
+        UnreachableError: when it cannot be reached.
+    """
+    with _greeting(sender, node, receiver, secret) as connection:
+        connection.close()
+
+
+@contextmanager
+def _greeting(sender: str, node: str, receiver: Endpoint, secret: bytes) -> Iterator[Connection]:
+    """A connection whose ends are sure of one another; they have not said who they are."""
+    near = receiver.path and receiver.node == node
+    address = receiver.path if near else (receiver.host, receiver.port)
+    try:
+        connection = _connection_to(address)
+        # Both know the secret, and neither says it.
+        answer_challenge(connection, secret)
+        deliver_challenge(connection, secret)
+        yield connection
+    except REFUSED as error:
+        raise UnreachableError(
+            receiver.name,
+            f"{sender} cannot connect to {receiver.name} at {address!r} ({error}): open the "
+            "TCP ports between the nodes or set engine.transport=object_store",
+        ) from error
 
 
 def _connection_to(address: str | tuple[str, int]) -> Connection:

@@ -10,7 +10,7 @@ from actors import wire
 from actors.execution import Executor
 from actors.mailbox import Mailbox
 from actors.operations import Kind, Operation
-from actors.wire import detach_state
+from actors.wire import copied, detach_state
 from learning.data import Batches
 from learning.learners.block import BlockLearner
 from learning.learners.feedback import FeedbackLearner, table_step
@@ -104,7 +104,7 @@ class LearnerExecutor(Executor, Generic[AnyLearner]):
         """Execute what blocks and feedback modules have in common."""
         learner, step = self.learner, op.step
         if op.kind is Kind.SNAPSHOT:
-            self.report.snapshots[step] = detach_state(learner.state_dict())
+            self.report.snapshots[step] = copied(learner.state_dict())
         elif op.kind is Kind.HAND_OVER:
             state = {n: outgoing(t) for n, t in learner.state_dict().items()}
             self.send([Post(op.to, Key("state", step), state)])

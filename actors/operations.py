@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from torch import Tensor
-
+from actors.wire import Arrays
 from learning.errors import UserError
 
 
@@ -86,11 +85,15 @@ class Doing(NamedTuple):
 
 @dataclass
 class Report:
-    """What an actor returns for one chunk of its program; with an error, what it did before."""
+    """What an actor returns for one chunk of its program; with an error, what it did before.
+
+    Attributes:
+        snapshots: by step, as `actors.wire` encodes them.
+    """
 
     spans: list[Span] = field(default_factory=list)
     steps: dict[int, dict[str, float]] = field(default_factory=dict)
     evaluations: list[tuple[int, str, dict[str, float]]] = field(default_factory=list)
-    snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    snapshots: dict[int, Arrays] = field(default_factory=dict)
     bytes_sent: int = 0
     error: UserError | None = None

@@ -11,15 +11,14 @@ import ray
 import torch
 
 from actors import wire
-from actors.direct import DirectChannel
+from actors.direct import DirectChannel, make_sure_of
 from actors.execution import Executor
 from actors.mailbox import StoppedError
 from actors.memory import keep_freed_memory
 from actors.operations import Doing, Operation, Report
 from actors.receiver import Receiver
-from actors.sockets import Endpoint, PeerLostError
+from actors.sockets import Endpoint, PeerLostError, UnreachableError
 from actors.transport import Channel, ObjectStoreChannel
-from learning.errors import UserError
 from learning.messages import Key
 
 MAIL = "mail"
@@ -154,6 +153,19 @@ class Shell:
         )
         return self._receiver.endpoint
 
+    @ray.method(concurrency_group=MAIL)
+    def reach(self, peers: Sequence[Endpoint]) -> None:
+        """Make sure that direct messages from here would reach others, whom it leaves unaware.
+
+        Raises:
+            UnreachableError: when they would not.
+        """
+        receiver = self._receiver
+        assert receiver is not None, "who asks is told where to answer"
+        me = receiver.endpoint
+        for peer in peers:
+            make_sure_of(me.name, me.node, peer, self._secret)
+
     @ray.method
     def connect(self, change: Change) -> None:
         """Change this actor's connections."""
@@ -184,6 +196,6 @@ class Shell:
         if change is not None:
             try:
                 self._rewire(change)
-            except UserError as error:
-                raise PeerLostError(" or ".join(change.added)) from error
+            except UnreachableError as error:
+                raise PeerLostError(error.peer) from error
         return self._executor.run(operations)

@@ -9,6 +9,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
+from learning.errors import UserError
 from learning.messages import Key
 
 TAKEN, STOPPED = b"t", b"s"
@@ -33,6 +34,22 @@ class PeerLostError(RuntimeError):
 
     def __str__(self) -> str:
         return f"the connection with {self.peer} ended"
+
+
+class UnreachableError(UserError):
+    """An actor cannot be connected to.
+
+    Args:
+        peer: its name.
+        text: for the user.
+    """
+
+    def __init__(self, peer: str, text: str) -> None:
+        super().__init__(peer, text)
+        self.peer, self.text = peer, text
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class Endpoint(NamedTuple):

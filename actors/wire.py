@@ -67,6 +67,19 @@ def size(arrays: Arrays) -> int:
     return sum(a.nbytes for a in arrays.values())
 
 
+def copied(state: dict[str, Tensor]) -> Arrays:
+    """Copy a learner's state to the host, so that training goes on while it is on its way.
+
+    As arrays, which Ray moves as they are; tensors it would encode first.
+    """
+    plain = {name: t.detach().contiguous() for name, t in state.items()}
+    return {n: a.copy() if _on_host(n, plain) else a for n, a in encode(plain).items()}
+
+
+def _on_host(name: str, tensors: dict[str, Tensor]) -> bool:
+    return tensors[name.removesuffix(_BFLOAT16)].device.type == "cpu"
+
+
 def detach_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copy a learner's state to the host, so that training may go on while it is written."""
     return {

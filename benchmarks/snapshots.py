@@ -5,8 +5,8 @@
     python -m benchmarks.snapshots --quick            # tiny, to see that it works
 
 Two blocks and the rule `local`; SGD with momentum, so that a snapshot holds each parameter twice.
-Both contenders write the snapshot of the last step, and the clock stops when the driver has written
-all others and hears of the last step.
+Both contenders write the snapshot of the last step. The clock stops when the driver hears of that
+step: it has then written all others, of which the last but one may still be under way.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Watch(Observer):
     def rate(self) -> float:
         """Steps a second from the end of the warm-up until the driver heard of the last step.
 
-        Its last step is told after all earlier snapshots are written, which therefore count.
+        Its last step is told after all snapshots but the newest are written, which therefore count.
         """
         return (len(self.times) - WARMUP) / (self.times[-1] - self.ended[WARMUP - 1])
 

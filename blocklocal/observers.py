@@ -139,6 +139,7 @@ class Progress(Observer):
         self._metrics: Metrics = {}
         self._validation: Metrics = {}
         self._idle: dict[str, float] = {}
+        self._there: frozenset[str] | None = None  # None: whoever reports
         self._began: float | None = None
         self._first, self._printed = start, 0.0
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
@@ -176,15 +177,18 @@ class Progress(Observer):
             self._console.print(text, soft_wrap=True, highlight=False)
 
     def worked(self, actor: str, spans: Sequence[Span]) -> None:
-        if spans:
+        if spans and (self._there is None or actor in self._there):
             wall = spans[-1].ended - spans[0].started
             work = sum(s.ended - s.started - s.waited - s.blocked for s in spans)
             self._idle[actor] = 1 - work / wall if wall else 0.0
 
     def recovered(self, incident: Incident) -> None:
+        self._idle, self._there = {}, None  # lanes may have been given up
         self._console.print(incident.sentence(), soft_wrap=True, highlight=False, markup=False)
 
     def changed(self, change: Changed) -> None:
+        self._there = change.actors
+        self._idle = {name: idle for name, idle in self._idle.items() if name in self._there}
         text = f"before step {change.step}: {change.what}"
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 

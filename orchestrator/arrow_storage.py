@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import pyarrow as pa
 from pyarrow import fs
+
+from orchestrator.files import Chunk
 
 
 class ArrowStorage:
@@ -18,17 +20,13 @@ class ArrowStorage:
     def at(self, name: str = "") -> str:
         return f"{self._shown}/{name}" if name else self._shown
 
-    def write(self, name: str, data: bytes) -> None:
-        path = f"{self._root}/{name}"
-        with _as_os_errors():
-            try:
-                self._put(path, data)
-            except FileNotFoundError:  # a file system that has directories
-                self._files.create_dir(path.rpartition("/")[0], recursive=True)
-                self._put(path, data)
+    def write(self, name: str, chunks: Iterable[Chunk], size: int) -> None:
+        with _as_os_errors(), self._open(f"{self._root}/{name}") as stream:
+            for chunk in chunks:
+                stream.write(chunk)
 
     def replace(self, name: str, data: bytes) -> None:
-        self.write(name, data)
+        self.write(name, [data], len(data))
 
     def read(self, name: str) -> bytes:
         path = f"{self._root}/{name}"
@@ -56,9 +54,12 @@ class ArrowStorage:
         with suppress(OSError), _as_os_errors():
             self._files.delete_dir(f"{self._root}/{name}")
 
-    def _put(self, path: str, data: bytes) -> None:
-        with self._files.open_output_stream(path, compression=None) as stream:
-            stream.write(data)
+    def _open(self, path: str) -> pa.NativeFile:
+        try:
+            return self._files.open_output_stream(path, compression=None)
+        except FileNotFoundError:  # a file system that has directories
+            self._files.create_dir(path.rpartition("/")[0], recursive=True)
+            return self._files.open_output_stream(path, compression=None)
 
 
 def locate(location: str) -> tuple[fs.FileSystem | None, str]:

@@ -14,7 +14,7 @@ from learning.errors import UserError
 from orchestrator.files import DamageError
 from orchestrator.manifest import INDEX, MANIFEST, Attempt, Index, Manifest, attempts
 from orchestrator.storage import Storage, reason, refusing
-from orchestrator.tensors import decode_tensors
+from orchestrator.tensor_files import decode_tensors
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class CheckpointReader:
         for learner, entry in manifest.files.items():
             name = f"{attempt.directory}/{entry.name}"
             data, where = self._read(name, fix), self.storage.at(name)
-            state[learner] = decode_tensors(data, entry.size, entry.sha256, where, fix)
+            state[learner] = decode_tensors(data, entry.size, entry.sums, where, fix)
         return Checkpoint(attempt.step, state, manifest.plan_hash, manifest.rule, manifest.metrics)
 
     def _manifest(self, attempt: Attempt, fix: str) -> Manifest:

@@ -7,7 +7,6 @@ the old one goes when the new one is complete. So nothing is ever renamed, as ob
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +25,8 @@ from orchestrator.manifest import (
     file_of,
 )
 from orchestrator.storage import refusing
-from orchestrator.tensors import State, encode_tensors
+from orchestrator.tensor_files import Hashed, encode_tensors
+from orchestrator.tensors import State
 
 
 class Checkpoints(CheckpointReader):
@@ -52,7 +52,7 @@ class Checkpoints(CheckpointReader):
             StorageError: when the storage fails; the checkpoints are then those of before.
         """
         head = {"step": step, "plan_hash": plan_hash, "rule": dict(rule), "metrics": metrics}
-        sealed(Manifest.model_validate({**head, "files": {}}).model_dump())  # fail before writing
+        Manifest.model_validate({**head, "files": {}}).encode()  # fail before writing
         names = {learner: file_of(learner) for learner in state}
         with self._writing(f"write checkpoint {step}"):
             before = [a for a in attempts(self.storage.entries()) if a.step == step]
@@ -60,12 +60,12 @@ class Checkpoints(CheckpointReader):
             try:
                 files = {}
                 for learner, name in names.items():
-                    data = encode_tensors(state[learner])
-                    self.storage.write(f"{new.directory}/{name}", data)
-                    digest = hashlib.sha256(data).hexdigest()
-                    files[learner] = FileEntry(name=name, size=len(data), sha256=digest)
+                    data = Hashed(encode_tensors(state[learner]))
+                    self.storage.write(f"{new.directory}/{name}", data, data.size)
+                    entry = FileEntry(name=name, size=data.size, xxh3_128=data.checksum)
+                    files[learner] = entry
                 manifest = Manifest.model_validate({**head, "files": files})
-                self.storage.replace(f"{new.directory}/{MANIFEST}", sealed(manifest.model_dump()))
+                self.storage.replace(f"{new.directory}/{MANIFEST}", manifest.encode())
             except BaseException:
                 with suppress(OSError):  # the failure that came first is the one to tell
                     self._discard(new)

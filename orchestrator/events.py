@@ -60,11 +60,13 @@ class Changed:
     Attributes:
         what: a sentence for people.
         lanes: how many there are now.
+        actors: names of those that are in the chain now; those that left may still report once.
     """
 
     step: int
     what: str
     lanes: int
+    actors: frozenset[str] = frozenset()
 
 
 Event = StepDone | Evaluated | SnapshotTaken | Worked | Changed

@@ -11,16 +11,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from learning.errors import UserError
 
-FORMAT = 1  # of every sealed file; a reader refuses any other
+FORMAT = 1  # of sealed files whose writer names no other; a reader refuses what it does not know
 ANOTHER_FILE = "delete it or choose another file to write to"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+Chunk = bytes | memoryview
+"""A part of a file, wherever it lies in memory."""
 
 
 class DamageError(UserError):
@@ -44,14 +48,14 @@ def child(directory: Path, name: str, what: str = "file") -> Path:
     return directory / name
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: Chunk) -> None:
     """Write all of `data`; `os.write` alone may stop early."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def write_file(path: Path, chunks: Iterable[bytes], *, replace: bool = False) -> None:
+def write_file(path: Path, chunks: Iterable[Chunk], *, replace: bool = False) -> None:
     """Write a file to the disk.
 
     Args:
@@ -81,7 +85,7 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
+def replace_file(path: Path, chunks: Iterable[Chunk]) -> None:
     """Write a file so that a crash at any point leaves the old or the whole new one.
 
     Only one process may replace a file at a time.
@@ -97,7 +101,7 @@ def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
     sync_directory(path.parent)
 
 
-def create_file(path: Path, data: bytes) -> None:
+def create_file(path: Path, chunks: Iterable[Chunk]) -> None:
     """Write a new file, whole or not at all.
 
     Raises:
@@ -105,7 +109,7 @@ def create_file(path: Path, data: bytes) -> None:
     """
     new = temporary(path)
     try:
-        write_file(new, [data], replace=True)
+        write_file(new, chunks, replace=True)
         try:
             os.link(new, path)  # unlike a rename, never overwrites
         except FileExistsError:
@@ -120,7 +124,7 @@ def create_file(path: Path, data: bytes) -> None:
             new.unlink()
 
 
-def sealed(data: Mapping[str, Any]) -> bytes:
+def sealed(data: Mapping[str, Any], version: int = FORMAT) -> bytes:
     """Encode `data` as JSON with the format version and a checksum, for `read_sealed`.
 
     Raises:
@@ -128,7 +132,7 @@ def sealed(data: Mapping[str, Any]) -> bytes:
         TypeError: for a value that JSON does not know.
     """
     # Through JSON once, because the reader's checksum is of what JSON keeps: text keys, lists.
-    plain = json.loads(json.dumps({"format": FORMAT, **data}, allow_nan=False))
+    plain = json.loads(json.dumps({"format": version, **data}, allow_nan=False))
     return (json.dumps({**plain, "sha256": _checksum(plain)}, indent=2) + "\n").encode()
 
 
@@ -148,12 +152,15 @@ def read_sealed(path: Path, fix: str) -> dict[str, Any]:
     return unsealed(data, str(path), fix)
 
 
-def unsealed(data: bytes, where: str, fix: str) -> dict[str, Any]:
+def unsealed(
+    data: bytes, where: str, fix: str, versions: Sequence[int] = (FORMAT,)
+) -> dict[str, Any]:
     """Decode what `sealed` encoded.
 
     Args:
         where: the file, for the error message.
         fix: what the user can do about damage.
+        versions: of the format that the caller knows.
 
     Raises:
         DamageError: for bytes that are damaged or foreign.
@@ -166,9 +173,10 @@ def unsealed(data: bytes, where: str, fix: str) -> dict[str, Any]:
     if not isinstance(content, dict) or "format" not in content:
         raise DamageError(f"{where} is not a file of blocklocal (no format version): {fix}")
     # Before the checksum, which another version may compute in another way.
-    if content["format"] != FORMAT:
+    if content["format"] not in versions:
+        known = " and ".join(str(version) for version in versions)
         raise UserError(
-            f"{where} has format version {content['format']!r}, this blocklocal reads {FORMAT}: "
+            f"{where} has format version {content['format']!r}, this blocklocal reads {known}: "
             f"use the version of blocklocal that wrote it, or {fix}"
         )
     checksum = content.pop("sha256", None)

@@ -19,6 +19,7 @@ from ray.exceptions import (
 from actors.shell import Identity
 from actors.sockets import PeerLostError
 from learning.errors import UserError
+from orchestrator.dependencies import LANE_MARK
 
 LossKind = Literal["actor", "node", "memory", "hang", "not finite", "storage"]
 """An actor's process ended, its node ended, it was ended for lack of memory, it did not go on, or
@@ -53,14 +54,21 @@ def to_raise(name: str, error: RayError) -> Exception:
     if isinstance(cause, UserError):
         return cause
     if isinstance(cause, PeerLostError):
-        return ActorLostError(f"{cause.peer} was lost: its connection with {name} ended")
+        ends = f"its connection with {in_words(name)} ended"
+        return ActorLostError(f"{in_words(cause.peer)} was lost: {ends}")
     if isinstance(cause, RayTaskError) or not isinstance(cause, RayError):
         return error
     if cause is not error:  # `name` is alive; was it sending to one that is not?
         if not isinstance(cause, _LOST):
             return error
-        return ActorLostError(f"a neighbour of {name} was lost: {reason(cause)}")
-    return ActorLostError(f"{name} was lost: {reason(cause)}")
+        return ActorLostError(f"a neighbour of {in_words(name)} was lost: {reason(cause)}")
+    return ActorLostError(f"{in_words(name)} was lost: {reason(cause)}")
+
+
+def in_words(name: str) -> str:
+    """The name of an actor for people: `block1.lane2` is block1 of lane 2."""
+    learner, mark, lane = name.partition(LANE_MARK)
+    return f"{learner} of lane {lane}" if mark else name
 
 
 def is_definite(error: RayError) -> bool:

@@ -6,24 +6,43 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from learning.errors import UserError
 from learning.settings import Settings
-from orchestrator.files import DamageError, child, unsealed
+from orchestrator.files import DamageError, child, sealed, unsealed
 
 MANIFEST, INDEX = "manifest.json", "index.json"
+VERSIONS = (1, 2)
+"""Of the format of manifests; the last is the one that is written."""
 _DIRECTORY = re.compile(r"step-(\d{8,18})(?:\.([1-9]\d{0,8}))?")
 
 
 class FileEntry(Settings):
-    """What a checkpoint says about one of its files."""
+    """What a checkpoint says about one of its files; it has one checksum.
+
+    Attributes:
+        sha256: that of manifests of format version 1.
+    """
 
     name: str
     size: int = Field(ge=0)
-    sha256: str
+    xxh3_128: str | None = None
+    sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _one_checksum(self) -> Self:
+        if len(self.sums) != 1:
+            raise ValueError(f"{self.name} has {len(self.sums)} checksums, not one")
+        return self
+
+    @property
+    def sums(self) -> dict[str, str]:
+        """By name of the checksum."""
+        named = {"xxh3_128": self.xxh3_128, "sha256": self.sha256}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 class Manifest(Settings):
@@ -42,6 +61,14 @@ class Manifest(Settings):
     metrics: dict[str, FiniteFloat] | None = Field(default=None)
     files: dict[str, FileEntry]
 
+    def encode(self) -> bytes:
+        """Encode it for `decode`.
+
+        Raises:
+            ValueError: for a number that is not finite.
+        """
+        return sealed(self.model_dump(exclude={"files": {"__all__": {"sha256"}}}), VERSIONS[-1])
+
     @classmethod
     def decode(cls, data: bytes, step: int, where: str, fix: str) -> Manifest:
         """Decode the manifest of the checkpoint of `step`.
@@ -54,7 +81,7 @@ class Manifest(Settings):
             UserError: for one that is damaged, of another step, or names files elsewhere.
         """
         try:
-            manifest = cls.model_validate(unsealed(data, where, fix))
+            manifest = cls.model_validate(unsealed(data, where, fix, VERSIONS))
         except ValidationError as error:
             what = error.errors()[0]["msg"]
             raise DamageError(f"{where} is not a manifest ({what}): {fix}") from error

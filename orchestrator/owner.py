@@ -32,7 +32,8 @@ def claim(storage: Storage, run: str) -> None:
         holder = _holder(storage)
         if holder is None and not attempts(storage.entries()):
             with suppress(FileExistsError):  # another run's, just now
-                storage.write(OWNER, f"{run}\n".encode())
+                text = f"{run}\n".encode()
+                storage.write(OWNER, [text], len(text))
             holder = _holder(storage)
     if holder != run:
         raise UserError(

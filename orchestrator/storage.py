@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,8 @@ from pydantic import Field, field_validator
 
 from learning.errors import UserError
 from learning.settings import Settings
-from orchestrator.files import child, replace_file, sync_directory, write_file
+from orchestrator.direct_files import LARGE, write_large_file
+from orchestrator.files import Chunk, child, replace_file, sync_directory, write_file
 
 
 class CheckpointSettings(Settings):
@@ -53,8 +54,12 @@ class Storage(Protocol):
         """Where a file or directory is, for messages."""
         ...
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a new file; it is durable when the next `replace` in its directory returns."""
+    def write(self, name: str, chunks: Iterable[Chunk], size: int) -> None:
+        """Write a new file; it is durable when the next `replace` in its directory returns.
+
+        Args:
+            size: bytes of all chunks, which are iterated over once.
+        """
         ...
 
     def replace(self, name: str, data: bytes) -> None:
@@ -90,10 +95,10 @@ class LocalStorage:
     def at(self, name: str = "") -> str:
         return str(self._root / name)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, chunks: Iterable[Chunk], size: int) -> None:
         path = self._root / name
         self._make(path.parent)
-        write_file(path, [data])
+        (write_large_file if size >= LARGE else write_file)(path, chunks)
 
     def replace(self, name: str, data: bytes) -> None:
         path = self._root / name

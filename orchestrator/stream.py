@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import ray
+import torch
 from torch import Tensor
 
+from actors import wire
 from actors.operations import Report, Span
 from orchestrator.calls import result
 from orchestrator.chain import Chain
@@ -30,6 +32,7 @@ ACTORS = 8  # with more, chunks last longer, so that the driver has no more repo
 LONGEST = 8  # at most so much longer
 CHUNKS_QUEUED = 2
 LOOK_SECONDS = 0.25  # at most so long between looks at what has ended
+HOST = torch.device("cpu")
 STOPPING_SECONDS = 30.0  # for the operation that an actor is in when the run ends
 
 
@@ -96,7 +99,8 @@ class Stream:
                 self._snapshot_when_due(chunk.stop - 1)
                 hand_out(self._queues, self._chain, self._calendar, chunk, opening or turn)
                 if turn is not None:
-                    yield Changed(chunk.start, turn.sentence, len(self._chain.lanes))
+                    names = frozenset(actor.name for actor in self._chain.actors)
+                    yield Changed(chunk.start, turn.sentence, len(self._chain.lanes), names)
                 handed = chunk.stop
             for queue, leads, report in self._reports():
                 yield self._collect(queue.actor, leads, report)
@@ -239,7 +243,7 @@ class Stream:
             if metrics:
                 collected.evaluations.setdefault((step, split), {})[name] = metrics
         for step, state in report.snapshots.items():
-            collected.snapshots.setdefault(step, {})[name] = state
+            collected.snapshots.setdefault(step, {})[name] = wire.decode(state, HOST)
         return worked
 
     def _complete(self, step: int) -> Iterator[Event]:

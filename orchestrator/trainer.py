@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from actors.operations import Span
 from learning.data import Batches
 from learning.errors import NonFiniteLossError, UserError
+from orchestrator.background import Background
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.events import (
     Changed,
@@ -94,6 +96,8 @@ class Schedule:
 class Trainer:
     """Runs an engine to the end of the schedule, recording as it goes.
 
+    A snapshot is written while training goes on; the next one waits until it is.
+
     Attributes:
         keep: how many of the newest checkpoints stay, besides the best.
     """
@@ -108,18 +112,28 @@ class Trainer:
     _validated: dict[int, float] = field(default_factory=dict)
     _first: int = 0
     _stop: int = 0
+    _writing: Background = field(default_factory=Background)
+    _written: SnapshotTaken | None = None
 
     def train(self, engine: Engine, steps: range, calendar: Calendar) -> None:
         """Follow the engine; whatever it raises passes through, with all records flushed."""
         self._first, self._stop = steps.start, steps.stop
         try:
             self._follow(engine.train(steps, calendar, self))
-        except NonFiniteLossError as error:
-            self.record(_not_finite(error))
+            self._finish_writing()
+        except BaseException as error:
+            try:
+                self._finish_writing()
+            except UserError as another:  # what ends the run is the one to tell
+                _log.warning("%s", another)
+            if isinstance(error, NonFiniteLossError):
+                self.record(_not_finite(error))
             raise
 
     def _follow(self, events: Iterable[Event]) -> None:
         for event in events:
+            if self._writing.is_done:
+                self._finish_writing()
             match event:
                 case Worked():
                     self.run.append_spans(event.actor, event.spans)
@@ -137,7 +151,10 @@ class Trainer:
                     for observer in self.observers:
                         observer.evaluated(event.step, event.split, event.metrics)
                 case SnapshotTaken():
-                    self._save_if_possible(event)
+                    self._finish_writing()
+                    value = self._validated.pop(event.step, None)
+                    self._written = event
+                    self._writing.begin(partial(self._save, event, value))
                 case Changed():
                     self.run.append_change(event.step, event.what, event.lanes)
                     for observer in self.observers:
@@ -155,6 +172,7 @@ class Trainer:
         Raises:
             UserError: when there is none and the run did not begin at step 0.
         """
+        self._finish_writing()
         # Later ones than the last are of a past that was given up on resuming.
         last = self.checkpoints.last
         newest, skipped = None, list[str]()
@@ -175,10 +193,19 @@ class Trainer:
         flat = {f"{n}/{m}": v for n, values in metrics.items() for m, v in values.items()}
         self.run.append_metrics([{"step": step, "split": split, **flat}])
 
-    def _save_if_possible(self, event: SnapshotTaken) -> None:
-        """Save a checkpoint; a run goes on without one that is not its last."""
+    def _finish_writing(self) -> None:
+        """Wait for the snapshot that is being written; a run goes on without one.
+
+        Raises:
+            StorageError: when the last one of the run cannot be written.
+            UserError: when one is not finite.
+        """
+        event, self._written = self._written, None
+        if event is None:
+            return
         try:
-            self._save(event)
+            self._writing.finish()
+            self.run.update_state(steps=event.step + 1)
         except StorageError as error:
             if event.step + 1 == self._stop:
                 raise
@@ -187,10 +214,14 @@ class Trainer:
             instead = "the run went on without this checkpoint"
             self.record(Incident(0, time.time(), event.step, [loss], instead=instead))
 
-    def _save(self, event: SnapshotTaken) -> None:
+    def _save(self, event: SnapshotTaken, value: float | None) -> None:
+        """Save a checkpoint; in another thread.
+
+        Args:
+            value: of the validation, if there was one.
+        """
         finished = event.step + 1
         _check_finite(event)
-        value = self._validated.pop(event.step, None)
         metrics = None if value is None else {"validation/accuracy": value}
         self.checkpoints.save(
             finished, event.state, plan_hash=self.plan_hash, rule=self.rule, metrics=metrics
@@ -201,7 +232,6 @@ class Trainer:
         else:
             self.checkpoints.mark(last=finished)
         self.checkpoints.prune(self.keep)
-        self.run.update_state(steps=finished)
 
 
 def _not_finite(error: NonFiniteLossError) -> Incident:
@@ -214,11 +244,22 @@ def _check_finite(event: SnapshotTaken) -> None:
     """Refuse to replace a good checkpoint by one that no loss has met yet."""
     for learner, tensors in event.state.items():
         for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            if not _is_finite(tensor):
                 raise UserError(
                     f"{name} of {learner} is not finite after step {event.step}: training stopped "
                     "and the last checkpoint is kept; lower optimizer.lr or set optimizer.clip"
                 )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite.
+
+    A sum of which one term is not finite is not either, and takes a fortieth of the time. As finite
+    terms may add up to too much, each of them is looked at where it is not.
+    """
+    if not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _check_losses(event: Evaluated) -> None:

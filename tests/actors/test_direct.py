@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import threading
 from collections.abc import Callable
@@ -15,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import frames
-from actors.direct import DirectChannel
+from actors.direct import DirectChannel, make_sure_of
 from actors.mailbox import Mailbox, StoppedError
 from actors.receiver import Receiver
-from actors.sockets import Endpoint, PeerLostError
+from actors.sockets import Endpoint, PeerLostError, UnreachableError
 from learning.errors import UserError
 from learning.messages import Key
 
@@ -326,6 +327,21 @@ def test_strangers_are_refused_and_do_no_harm(
     sender.send(Key("x", 0), message(5))
     assert mailbox.take(Key("x", 0))["x"][0] == 5
     silent.close()
+
+
+def test_knocking_at_a_receiver_leaves_it_unaware(
+    mailbox: Told, receiver: Receiver, channel: Callable[[int | None], DirectChannel]
+) -> None:
+    for node in (receiver.endpoint.node, "elsewhere"):
+        make_sure_of("block1", node, receiver.endpoint, SECRET)
+    with pytest.raises(UnreachableError, match="cannot connect to block2") as raised:
+        make_sure_of("block1", "elsewhere", receiver.endpoint, b"another secret")
+    again = pickle.loads(pickle.dumps(raised.value))  # as it comes from another process
+    assert (again.peer, str(again)) == ("block2", str(raised.value))
+    sender = channel(None)
+    sender.send(Key("x", 0), message(5))
+    assert mailbox.take(Key("x", 0))["x"][0] == 5
+    assert not mailbox.failed
 
 
 def test_where_nobody_listens_the_user_is_told_what_to_do() -> None:

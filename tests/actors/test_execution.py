@@ -6,6 +6,7 @@ import threading
 
 import torch
 
+from actors import wire
 from actors.execution import Executor
 from actors.executors import BlockExecutor, FeedbackExecutor, Source, SourceExecutor
 from actors.mailbox import Mailbox
@@ -104,7 +105,8 @@ def test_reports_hold_metrics_evaluations_snapshots_and_bytes() -> None:
     labels = 16 + 16 + 16
     assert report.bytes_sent == 4 * floats + 8 * labels
     learner = pair.first.learner
-    snapshot, state = report.snapshots[2], learner.state_dict()
+    snapshot = wire.decode(report.snapshots[2], torch.device("cpu"))
+    state = learner.state_dict()
     assert snapshot.keys() == state.keys()
     assert all(torch.equal(snapshot[name], tensor) for name, tensor in state.items())
     assert not any(snapshot[n].data_ptr() == t.data_ptr() for n, t in state.items() if t.numel())
@@ -184,7 +186,7 @@ def test_tables_under_way_are_sent_again_after_a_load() -> None:
     pair = Pair(BLL(feedback=FeedbackSettings(delay=2)))
     report = pair.run(pair.program, range(3))
     fresh = Pair(BLL(feedback=FeedbackSettings(delay=2)))
-    fresh.feedback.load(report["feedback1"].snapshots[2], 3)
+    fresh.feedback.load(wire.decode(report["feedback1"].snapshots[2], torch.device("cpu")), 3)
     assert fresh.feedback.channels["block1"].keys == [Key("table", 1), Key("table", 2)]
     for key in fresh.feedback.channels["block1"].keys:
         again, first = fresh.first.mailbox.take(key), pair.first.mailbox.take(key)
@@ -196,5 +198,5 @@ def test_lockstep_sends_no_table_again() -> None:
     pair = Pair(BLL(feedback=FeedbackSettings(delay=0)))
     report = pair.run(pair.program, range(3))
     fresh = Pair(BLL(feedback=FeedbackSettings(delay=0)))
-    fresh.feedback.load(report["feedback1"].snapshots[2], 3)
+    fresh.feedback.load(wire.decode(report["feedback1"].snapshots[2], torch.device("cpu")), 3)
     assert fresh.feedback.channels["block1"].keys == []

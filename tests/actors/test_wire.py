@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -82,13 +84,23 @@ def test_misaligned_memory_is_copied_to_where_kernels_round_alike() -> None:
     assert aligned.data_ptr() == memory.data_ptr() + 64
 
 
-def test_state_is_copied_before_training_goes_on() -> None:
+def _there_and_back(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return wire.decode(wire.copied(state), CPU)
+
+
+@pytest.mark.parametrize("copied", [wire.detach_state, _there_and_back])
+def test_state_is_copied_before_training_goes_on(
+    copied: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+) -> None:
     weight = torch.nn.Parameter(
         torch.ones(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     )
-    copy = wire.detach_state({"w": weight, "step": torch.tensor(3.0)})
+    narrow = torch.full((4,), 1.5, dtype=torch.bfloat16)
+    copy = copied({"w": weight, "step": torch.tensor(3.0), "narrow": narrow})
     with torch.no_grad():
         weight.mul_(2)
+        narrow.mul_(2)
+    assert torch.equal(copy["narrow"], torch.full((4,), 1.5, dtype=torch.bfloat16))
     assert copy["w"].is_contiguous() and not copy["w"].requires_grad
     assert torch.equal(copy["w"], torch.ones(2, 3, 4, 4))
     assert copy["step"] == 3.0 and copy["step"].shape == ()

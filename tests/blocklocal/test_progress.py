@@ -12,7 +12,8 @@ from rich.console import Console
 from actors.operations import Span
 from blocklocal import cli, observers
 from blocklocal.observers import Progress
-from orchestrator.events import Metrics
+from orchestrator.events import Changed, Metrics
+from orchestrator.incidents import Incident
 from tests.blocklocal.helpers import SMALL, command
 
 METRICS: Metrics = {
@@ -89,6 +90,27 @@ def test_evaluations_have_a_line(clock: _Clock) -> None:
     assert file.getvalue() == (
         "step 2/3  validation: block1 loss 1.250 accuracy 50.0%  block2 loss 0.750 accuracy 87.5%\n"
     )
+
+
+def test_who_has_left_is_shown_no_more(clock: _Clock) -> None:
+    progress, file = _progress(0, 9)
+    with progress:
+        for actor in ("block1", "block1.lane2"):
+            progress.worked(actor, _spans())
+        progress.changed(Changed(3, "lane 2 left: now 1", 1, frozenset({"block1"})))
+        progress.worked("block1.lane2", _spans())  # what it had done before
+        clock.now += 9
+        progress.stepped(3, {})
+        progress.changed(Changed(5, "lane 2 joined", 2, frozenset({"block1", "block1.lane2"})))
+        progress.worked("block1.lane2", _spans())
+        clock.now += 9
+        progress.stepped(5, {})
+        progress.recovered(Incident(1, 0.0, 5))  # lane 2 was given up
+        progress.worked("block1", _spans())
+        clock.now += 9
+        progress.stepped(8, {})
+    idle = [line.partition("idle: ")[2] for line in file.getvalue().splitlines() if "idle" in line]
+    assert idle == ["block1 40%", "block1 40%, block1.lane2 40%", "block1 40%"]
 
 
 def test_a_terminal_has_a_live_table(clock: _Clock) -> None:

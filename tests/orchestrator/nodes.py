@@ -13,7 +13,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -23,6 +25,9 @@ from ray.core.generated.autoscaler_pb2 import (
     DrainNodeReason,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
+import orchestrator.rebalancing
+import orchestrator.stream
+from actors.operations import Operation
 from learning.learners.feedback import FeedbackSettings
 from learning.rules import BLL, Backprop, Local, Rule
 from orchestrator.chain import Chain
@@ -52,6 +57,29 @@ HEALTH = {
     "health_check_failure_threshold": 3,
 }
 EVERY = 200  # steps between snapshots
+STEPS = {"kill": 800, "grow": 1200, "drain": 800, "rebalance": 600}
+
+
+@dataclass(frozen=True)
+class So:
+    """What has happened in a run so far."""
+
+    step: int
+    changes: int
+    snapshots: int
+
+
+@dataclass(frozen=True)
+class Act:
+    """What is done in a run as soon as something has happened."""
+
+    when: Callable[[So], bool]
+    do: Callable[[RayEngine], None]
+
+
+def at(step: int) -> Callable[[So], bool]:
+    """As soon as this step is told."""
+    return lambda so: so.step >= step
 
 
 class Scene:
@@ -76,11 +104,13 @@ class Scene:
         with inline_engine(self.case) as engine:
             return told(engine.train(range(self.case.steps), self.calendar))
 
-    def add_node(self) -> None:
-        self.nodes.append(self.cluster.add_node(num_cpus=2))
+    def add_node(self, **settings: Any) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=2, **settings))
 
-    def start(self, lanes: LaneSettings) -> RayEngine:
+    def start(self, lanes: LaneSettings, rebalance: float | None = None) -> RayEngine:
         program, plan, blocks = self.case.build()
+        share = 1 / len(plan.blocks)
+        plan = replace(plan, blocks=tuple(replace(b, time_share=share) for b in plan.blocks))
         chain = Chain(
             program,
             plan,
@@ -94,7 +124,7 @@ class Scene:
             lanes=lanes.min,
             grows=True,
         )
-        return RayEngine(chain, lanes=lanes)
+        return RayEngine(chain, lanes=lanes, rebalance=rebalance)
 
     def kill(self, engine: RayEngine, node: Any) -> None:
         where = {a.name: a.identity.node for a in engine._chain.actors if a.identity}
@@ -109,17 +139,20 @@ class Scene:
         assert accepted, why
 
     def follow(
-        self, lanes: LaneSettings, at: dict[int, Callable[[RayEngine], None]]
+        self, lanes: LaneSettings, acts: Sequence[Act], rebalance: float | None = None
     ) -> dict[str, Any]:
-        """Train, doing something when these steps are told; what came out of it."""
-        keeper, events = Keeper(), list[Event]()
-        engine = self.start(lanes)
+        """Train, doing one thing after the other when its time has come; what came out of it."""
+        keeper, events, acts = Keeper(), list[Event](), deque(acts)
+        engine = self.start(lanes, rebalance)
         try:
             for event in engine.train(range(self.case.steps), self.calendar, keeper):
                 keeper.keep(event)
                 events.append(event)
-                if isinstance(event, StepDone) and event.step in at:
-                    at.pop(event.step)(engine)
+                if acts and isinstance(event, StepDone):
+                    changed = sum(isinstance(e, Changed) for e in events)
+                    if acts[0].when(So(event.step, changed, len(keeper.states))):
+                        acts.popleft().do(engine)
+            assert not acts, f"the run was over before {len(acts)} things could be done"
             where = {a.name: a.identity.node for a in engine._chain.actors if a.identity}
         finally:
             engine.close()
@@ -154,7 +187,7 @@ def kill(scene: Scene) -> dict[str, Any]:
         where = [a.identity.node for a in engine._chain.actors if a.identity]
         scene.kill(engine, max(scene.nodes, key=lambda n: where.count(n.node_id)))
 
-    return scene.follow(LaneSettings(), {450: at_450})
+    return scene.follow(LaneSettings(), [Act(at(450), at_450)])
 
 
 def grow(scene: Scene) -> dict[str, Any]:
@@ -179,8 +212,13 @@ def grow(scene: Scene) -> dict[str, Any]:
     def killed(engine: RayEngine) -> None:
         scene.kill(engine, scene.nodes[1])
 
-    steps = {20: joins, 60: joins, 500: drains, 800: killed}
-    return scene.follow(LaneSettings(min=1, max=3), steps)
+    acts = [
+        Act(at(20), joins),
+        Act(lambda so: so.changes == 1, joins),
+        Act(lambda so: so.changes == 2, drains),
+        Act(lambda so: so.changes >= 3 and so.snapshots > 0, killed),
+    ]
+    return scene.follow(LaneSettings(min=1, max=3), acts)
 
 
 def drain(scene: Scene) -> dict[str, Any]:
@@ -199,14 +237,48 @@ def drain(scene: Scene) -> dict[str, Any]:
 
         assert eventually(ready, 60)
 
-    return scene.follow(LaneSettings(), {300: drains})
+    return scene.follow(LaneSettings(), [Act(at(300), drains)])
 
 
-SCENES = {"kill": kill, "grow": grow, "drain": drain}
+def rebalance(scene: Scene) -> dict[str, Any]:
+    """Block 3 moves to the node that is named; then block 2 is slow and moves to the empty one."""
+    scene.add_node(node_ip_address="127.0.0.2")
+
+    def named(engine: RayEngine) -> None:
+        scene.add_node(node_ip_address="127.0.0.3")
+        scene.add_node(node_ip_address="127.0.0.4")
+        elasticity = engine._elasticity
+        elasticity.ask_to_move(engine._chain.lanes[0], [3], "because of a test", "127.0.0.4")
+        move = elasticity._move
+        assert move is not None and eventually(move.arrival.is_ready, 60)
+
+    def slow(engine: RayEngine) -> None:
+        (block2,) = (a for a in engine._chain.actors if a.name == "block2")
+        ray.get(block2.handle.__ray_call__.remote(_dawdle))
+
+    acts = [Act(at(20), named), Act(lambda so: so.changes == 1, slow)]
+    return scene.follow(LaneSettings(), acts, rebalance=0.5)
+
+
+def _dawdle(shell: Any) -> None:
+    """Let an actor take longer for each of its operations, as on a node that is busy."""
+    execute = shell._executor.execute
+
+    def slowly(op: Operation) -> None:
+        time.sleep(0.01)
+        execute(op)
+
+    shell._executor.execute = slowly
+
+
+SCENES = {"kill": kill, "grow": grow, "drain": drain, "rebalance": rebalance}
 
 
 def main(what: str, rule: str) -> None:
-    scene = Scene(rule, steps=1200, shards=4 if what == "grow" else 1)
+    # So that there are few steps between what happens and what follows, however busy the machine.
+    orchestrator.stream.CHUNK_SECONDS = 0.05
+    orchestrator.rebalancing.LEAST_SECONDS = 0.0
+    scene = Scene(rule, steps=STEPS[what], shards=4 if what in ("grow", "rebalance") else 1)
     try:
         ray.init(address=scene.cluster.address, log_to_driver=False)
         print(json.dumps(SCENES[what](scene)))

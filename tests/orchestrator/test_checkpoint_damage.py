@@ -87,7 +87,7 @@ def test_foreign_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, r"format version 2, this blocklocal reads 1: use the version"),
+        ({"format": 3}, r"format version 3, this blocklocal reads 1 and 2: use the version"),
         ({"format": "1"}, "format version '1'"),
         ({"step": -1}, "not a manifest"),
         ({"colour": 1}, "not a manifest"),

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.operations import Kind
+from learning.errors import UserError
 from learning.learners.feedback import FeedbackSettings
 from learning.rules import BLL
 from orchestrator.arrivals import Arrival
@@ -139,6 +140,44 @@ def test_a_lane_that_fails_to_come_is_given_up_and_the_run_goes_on(
     assert unlike(events, case) == []
 
 
+@pytest.mark.parametrize("out_of_reach", ["new", "old"])
+def test_a_lane_that_is_out_of_reach_costs_no_incident(
+    start_lanes: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    out_of_reach: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    case = CASES["local"]
+    engine, keeper = start_lanes(case, 1, 2), Keeper()
+    chain, elasticity = engine._chain, engine._elasticity
+    listen = chain.listen
+
+    def elsewhere(actor: Actor) -> object:
+        endpoint = ray.get(listen(actor))
+        return ray.put(endpoint._replace(path="\0nowhere", host="127.0.0.1", port=9))
+
+    def look() -> None:
+        if out_of_reach == "old":  # nobody asks again what is wired already
+            for actor in chain.actors:
+                assert actor.endpoint is not None
+                actor.endpoint = actor.endpoint._replace(path="\0nowhere")
+
+        def failed() -> bool:
+            elasticity.look()
+            growth = elasticity._growth
+            return growth is not None and _has_failed(growth)
+
+        assert eventually(failed)
+
+    if out_of_reach == "new":
+        monkeypatch.setattr(chain, "listen", elsewhere)
+    events = follow(engine, {10: look}, keeper)
+    assert changes(events) == [] and keeper.incidents == []
+    assert "actors that were to come are given up for now" in caplog.text
+    assert "cannot connect to block" in caplog.text
+    assert unlike(events, case) == []
+
+
 def _waits(elasticity: Elasticity) -> bool:
     assert elasticity._growth is not None
     elasticity._growth.is_ready()
@@ -148,6 +187,6 @@ def _waits(elasticity: Elasticity) -> bool:
 def _has_failed(growth: Arrival) -> bool:
     try:
         growth.is_ready()
-    except (RuntimeError, RayError):
+    except (RuntimeError, UserError, RayError):
         return True
     return False

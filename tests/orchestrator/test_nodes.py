@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,14 @@ def test_the_blocks_of_a_draining_node_move(rule: str) -> None:
     (change,) = said["changes"]
     assert change[0] == 1 and "moved, because its node drains" in change[1]
     assert set(said["where"].values()) == {said["nodes"][1]}
+
+
+@pytest.mark.parametrize("rule", ["local"])
+def test_blocks_move_to_the_node_that_is_named_and_off_a_slow_one(rule: str) -> None:
+    said = scene("rebalance", rule)
+    assert said["incidents"] == []
+    first, second = (what for _, what in said["changes"][:2])
+    assert first == "block3 moved, because of a test"
+    assert re.fullmatch(r"block2 moved, because it took \d+% more of a step than planned", second)
+    one, empty, named = said["nodes"]
+    assert said["where"] == {"block1": one, "block2": empty, "block3": named}
