@@ -1,4 +1,4 @@
-"""The command line: `blocklocal train|eval|export|plan|timeline|compare|doctor`."""
+"""The command line: `blocklocal train|tune|eval|export|plan|timeline|compare|doctor`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from blocklocal.inference import evaluate_model, load_run
 from blocklocal.observers import Progress
 from blocklocal.preparation import Prepared, prepare
 from blocklocal.resuming import check_given, check_resumable, start_of
+from blocklocal.sweep_command import tune_command
 from blocklocal.training import Result, resume, train
 from learning.errors import UserError
 from learning.rules import Backprop
@@ -56,6 +57,9 @@ def _configuration(words: tuple[str, ...]) -> RunConfig:
     """A YAML file first, if any, then settings."""
     path = Path(words[0]) if words and "=" not in words[0] else None
     return load_config(path, words[1:] if path else words)
+
+
+app.command(tune_command, name="tune")
 
 
 @app.command(name="train")

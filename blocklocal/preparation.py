@@ -89,7 +89,7 @@ def prepare(
         )
     units = units_of(model)
     model.to(dtype=_numerics(config).dtype)
-    threads = config.engine.resources.threads or max(1, _cores() // config.blocks.count)
+    threads = config.engine.resources.threads or max(1, cores() // config.blocks.count)
     steps = training.steps or max(1, round(training.epochs * batches.steps_per_epoch))
     program_of = partial(_program, config, dataset, model, steps)
     if plan is None:
@@ -196,7 +196,7 @@ def _check_output(shape: Sequence[int], dataset: Dataset) -> None:
     )
 
 
-def _cores() -> int:
+def cores() -> int:
     """Processor cores that this process may use, where the system can tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -211,20 +211,20 @@ def _with_threads(config: RunConfig, threads: int) -> RunConfig:
 def _source(config: RunConfig, blocks: int, threads: int) -> SourcePlace:
     """Who makes the batches: an actor of its own only where the blocks leave it a core."""
     busy = 0 if config.engine.resources.gpus else threads * blocks * config.lanes.min
-    return config.engine.source or ("actor" if busy < _available() else "block1")
+    return config.engine.source or ("actor" if busy < available_cpus() else "block1")
 
 
-def _available() -> float:
+def available_cpus() -> float:
     """CPUs that nobody has reserved in the cluster, or cores of this machine."""
     if not ray.is_initialized():
-        return float(_cores())
+        return float(cores())
     return sum(node.get("CPU", 0.0) for node in free_resources())
 
 
 def _cpus(config: RunConfig, blocks: int) -> float:
     if config.engine.resources.cpus is not None:
         return config.engine.resources.cpus
-    return even_cpus(_available(), blocks * config.lanes.min)
+    return even_cpus(available_cpus(), blocks * config.lanes.min)
 
 
 def _numerics(config: RunConfig) -> Numerics:

@@ -14,16 +14,17 @@ from torch import nn
 from blocklocal.config import dotted
 from blocklocal.observers import TrackingObserver
 from blocklocal.preparation import Prepared
-from blocklocal.resuming import check_same_network, recorded, start_of
+from blocklocal.resuming import beginning, check_same_network, recorded, start_of
 from learning.data import Dataset
 from orchestrator.chain import Chain
+from orchestrator.checkpoint_reader import Checkpoint
 from orchestrator.engine import RayEngine
 from orchestrator.events import Engine
 from orchestrator.inline import InlineEngine, Probe
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import State, export, model_state
-from orchestrator.trainer import Observer, Trainer
+from orchestrator.trainer import Observer, StopTraining, Trainer
 from orchestrator.version import code_version
 from tuning.tracking import Tracker, check_place
 
@@ -95,13 +96,31 @@ def train(
     """
     config = prepared.config
     path = config.run.directory or _unused_directory(config.run.name)
+    first = _beginning(prepared)
     engine = _engine(prepared, probe)  # first: a cluster without room leaves nothing behind
     with _afterwards(lambda _: engine.close()):
         run = RunDirectory.create(
             path, config=recorded(config), version=code_version(), plan=prepared.plan
         )
         with run.lock():
-            return _train(prepared, run, engine, 0, observers)
+            if first is not None:
+                _adopt(run, first)
+                engine.load(first.state, first.step)
+            return _train(prepared, run, engine, first.step if first else 0, observers)
+
+
+def _beginning(prepared: Prepared) -> Checkpoint | None:
+    steps = prepared.schedule.steps
+    return beginning(prepared.config, prepared.plan, prepared.model, steps)
+
+
+def _adopt(run: RunDirectory, first: Checkpoint) -> None:
+    """Make a checkpoint the run's own: what is lost early is taken back to it."""
+    run.checkpoints.save(
+        first.step, first.state, plan_hash=first.plan_hash, rule=first.rule, metrics=None
+    )
+    run.checkpoints.mark(last=first.step)
+    run.update_state(steps=first.step)
 
 
 def _unused_directory(name: str) -> Path:
@@ -119,17 +138,24 @@ def resume(
     run: RunDirectory,
     observers: Sequence[Observer] = (),
     checkpoint: str | int | None = None,
+    patience: float = 0.0,
 ) -> Result:
     """Go on with a run from a checkpoint, by default the last; from the start without any.
+
+    Args:
+        patience: seconds to wait for another process that is about to leave the run.
 
     Raises:
         UserError: when the checkpoint is damaged or of another network; the run stays as it is.
     """
-    with run.lock():
+    with run.lock(patience):
         start = start_of(run, checkpoint)
         state = run.checkpoints.load(start).state if start else None
         if state is not None:
             check_same_network(run, prepared.model, state)
+        elif (first := _beginning(prepared)) is not None:
+            _adopt(run, first)
+            start, state = first.step, first.state
         engine = _engine(prepared) if start < prepared.schedule.steps else None
         with _afterwards(lambda _: engine.close() if engine else None):
             if engine and state is not None:
@@ -151,7 +177,9 @@ def _train(
     config, plan, steps = prepared.config, prepared.plan, prepared.schedule.steps
 
     def record(error: BaseException | None) -> None:
-        if error is not None:
+        if isinstance(error, StopTraining):
+            run.update_state(status="stopped")
+        elif error is not None:
             run.update_state(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
 
     known = run.state.mlflow_run_id

@@ -35,6 +35,10 @@ from orchestrator.storage import StorageError
 _log = logging.getLogger(__name__)
 
 
+class StopTraining(Exception):  # noqa: N818 - no error
+    """An observer raises it to end a run early: its records say `stopped`, and it can go on."""
+
+
 class Observer:
     """Whoever wants to know how training goes; called in the order of steps. This one does not."""
 
@@ -43,6 +47,9 @@ class Observer:
 
     def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
         """A split was evaluated with the weights after `step`."""
+
+    def saved(self, steps: int) -> None:
+        """A checkpoint of so many finished steps is complete."""
 
     def worked(self, actor: str, spans: Sequence[Span]) -> None:
         """An actor reported what it did."""
@@ -186,6 +193,9 @@ class Trainer:
             loss = Loss("checkpoint", "storage", "", 0, str(error))
             instead = "the run went on without this checkpoint"
             self.record(Incident(0, time.time(), event.step, [loss], instead=instead))
+            return
+        for observer in self.observers:
+            observer.saved(event.step + 1)
 
     def _save(self, event: SnapshotTaken) -> None:
         finished = event.step + 1
