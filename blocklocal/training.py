@@ -13,7 +13,7 @@ from torch import nn
 
 from blocklocal.config import dotted
 from blocklocal.observers import TrackingObserver
-from blocklocal.preparation import Prepared
+from blocklocal.preparation import Prepared, sample_rows
 from blocklocal.resuming import check_same_network, recorded, start_of
 from learning.data import Dataset
 from orchestrator.chain import Chain
@@ -25,8 +25,11 @@ from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import State, export, model_state
 from orchestrator.trainer import Observer, Trainer
 from orchestrator.version import code_version
-from tuning.tracking import Tracker, check_place
+from tuning.tracker import Tracker
+from tuning.tracking import check_place
 
+QUEUE = "tracking"
+"""The directory below that of a run in which records wait for MLflow."""
 SHIPPED_BYTES = 16 * 2**20  # a larger data set is read where its batches are made
 
 
@@ -156,10 +159,11 @@ def _train(
 
     known = run.state.mlflow_run_id
 
-    def connect() -> Tracker:
+    def tracker() -> Tracker:
         return Tracker(
             config.tracking,
             run.path.parent,
+            run.path / QUEUE,
             dotted(recorded(config)),
             _tags(prepared),
             known,
@@ -175,7 +179,7 @@ def _train(
 
     with _afterwards(record):
         check_place(config.tracking, run.path.parent)
-        tracking = TrackingObserver(connect, connected) if config.tracking.enabled else None
+        tracking = TrackingObserver(tracker(), connected) if config.tracking.enabled else None
         with _afterwards(end):
             trainer = Trainer(
                 run,
@@ -196,7 +200,7 @@ def _train(
             prepared.model.load_state_dict(model_state(state))
             run.update_state(status="finished")
             if tracking is not None:
-                _send_files(tracking, run, state)
+                _send_files(tracking, prepared, run, state)
     return Result(run.path, prepared.model, plan, _last_evaluations(run))
 
 
@@ -224,13 +228,17 @@ def _tags(prepared: Prepared) -> dict[str, str]:
     }
 
 
-def _send_files(tracking: TrackingObserver, run: RunDirectory, state: State) -> None:
+def _send_files(
+    tracking: TrackingObserver, prepared: Prepared, run: RunDirectory, state: State
+) -> None:
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "model.safetensors"
         export(state, file)
         tracking.artifact(file, "model")
     for name in ("config.yaml", "plan.json", "version.json"):
         tracking.artifact(run.path / name)
+    rows = sample_rows(prepared.config, prepared.dataset, 2)
+    tracking.model(prepared.model, rows, prepared.schedule.steps)
 
 
 def _last_evaluations(run: RunDirectory) -> dict[str, float]:
