@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from actors.operations import Span
 from orchestrator.events import Changed, Metrics
 from orchestrator.incidents import Incident
+from orchestrator.readings import Reading
 from orchestrator.trainer import Observer
 from tuning.tracker import Tracker
 from tuning.tracking import Status
@@ -49,6 +50,19 @@ class TrackingObserver(Observer):
     def changed(self, change: Changed) -> None:
         self._log(change.step, "changes", {"all": {"lanes": float(change.lanes)}})
 
+    def actors(self, step: int, reading: Reading) -> None:
+        """Log how busy the actors are."""
+        self._log(
+            step,
+            "actors",
+            {name: {"idle": share} for name, share in reading.idle.items()}
+            | {
+                name: {"idle": reading.idle[name], "in_flight_bytes": size}
+                for name, size in reading.in_flight.items()
+            }
+            | {"all": {"steps_apart": float(reading.steps_apart)}},
+        )
+
     def wait(self) -> None:
         """Wait until MLflow is reached.
 
@@ -65,6 +79,11 @@ class TrackingObserver(Observer):
     def artifact(self, path: Path, directory: str | None = None) -> None:
         """Log a file."""
         self._tracker.log_artifact(path, directory)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether MLflow has a model of this run."""
+        return self._tracker.has_model
 
     def model(self, model: nn.Module, example_input: Tensor, step: int) -> None:
         """Log the network with the weights after `step` steps.

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from blocklocal.config import dotted
+from blocklocal.gauges import RayMetrics
 from blocklocal.observers import TrackingObserver
 from blocklocal.preparation import Prepared, sample_rows
 from blocklocal.resuming import check_same_network, recorded, start_of
@@ -180,6 +181,10 @@ def _train(
     with _afterwards(record):
         check_place(config.tracking, run.path.parent)
         tracking = TrackingObserver(tracker(), connected) if config.tracking.enabled else None
+        gauges = None
+        if engine is not None and config.engine.kind == "ray":
+            told = tracking.actors if tracking else None
+            gauges = RayMetrics(run.path.name, start, config.lanes.min, told)
         with _afterwards(end):
             trainer = Trainer(
                 run,
@@ -187,20 +192,24 @@ def _train(
                 plan.hash(),
                 config.rule.model_dump(mode="json"),
                 f"block{len(plan.blocks)}",
-                [*observers, *([tracking] if tracking else [])],
+                [*observers, *(o for o in (tracking, gauges) if o is not None)],
                 keep=config.checkpoints.keep,
             )
             if engine is not None:
                 evaluation_batch = config.training.evaluation_batch
                 calendar = prepared.schedule.calendar(prepared.batches, evaluation_batch)
-                trainer.train(engine, range(start, steps), calendar)
+                with _afterwards(lambda _: gauges.publish() if gauges else None):
+                    trainer.train(engine, range(start, steps), calendar)
             if tracking is not None:
                 tracking.wait()  # a run that MLflow refuses has not finished
             state = run.checkpoints.load(steps).state
             prepared.model.load_state_dict(model_state(state))
             run.update_state(status="finished")
             if tracking is not None:
-                _send_files(tracking, prepared, run, state)
+                _send_files(tracking, run, state)
+                if engine is not None or not tracking.has_model:
+                    rows = sample_rows(config, prepared.dataset, 2)
+                    tracking.model(prepared.model, rows, steps)
     return Result(run.path, prepared.model, plan, _last_evaluations(run))
 
 
@@ -228,17 +237,13 @@ def _tags(prepared: Prepared) -> dict[str, str]:
     }
 
 
-def _send_files(
-    tracking: TrackingObserver, prepared: Prepared, run: RunDirectory, state: State
-) -> None:
+def _send_files(tracking: TrackingObserver, run: RunDirectory, state: State) -> None:
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "model.safetensors"
         export(state, file)
         tracking.artifact(file, "model")
     for name in ("config.yaml", "plan.json", "version.json"):
         tracking.artifact(run.path / name)
-    rows = sample_rows(prepared.config, prepared.dataset, 2)
-    tracking.model(prepared.model, rows, prepared.schedule.steps)
 
 
 def _last_evaluations(run: RunDirectory) -> dict[str, float]:

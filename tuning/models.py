@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +33,11 @@ def save_model(model: nn.Module, example_input: Tensor, directory: Path) -> None
     Raises:
         UserError: when the network cannot be exported.
     """
-    import mlflow.pytorch
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
+    flavor = _flavor()
     # With one row `torch.export` would take the batch to be 1 always.
     rows = torch.cat([example_input, example_input])[:2].detach().cpu()
     modes = {module: module.training for module in model.modules()}
@@ -47,7 +50,7 @@ def save_model(model: nn.Module, example_input: Tensor, directory: Path) -> None
             for t in (rows, scores)
         )
         with _quietly():
-            mlflow.pytorch.save_model(
+            flavor.save_model(
                 model,
                 str(directory),
                 signature=ModelSignature(inputs, outputs),
@@ -66,19 +69,29 @@ def save_model(model: nn.Module, example_input: Tensor, directory: Path) -> None
             module.training = training
 
 
-class _quietly:  # noqa: N801 - reads as a phrase
+def _flavor() -> ModuleType:
+    """The module `mlflow.pytorch`; its import sets up the process's logging, which is undone."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    import mlflow.pytorch
+
+    root.setLevel(level)
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
+        root.removeHandler(handler)
+    return mlflow.pytorch
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
     """Keep to itself what MLflow and PyTorch say about exporting."""
-
-    def __enter__(self) -> None:
-        self._caught = warnings.catch_warnings()
-        self._caught.__enter__()
-        warnings.simplefilter("ignore")
-        self._loggers = [logging.getLogger(n) for n in ("mlflow", "torch.export", "torch._dynamo")]
-        self._levels = [logger.level for logger in self._loggers]
-        for logger in self._loggers:
+    loggers = [logging.getLogger(n) for n in ("mlflow", "torch.export", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
             logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self._caught.__exit__(None, None, None)
-        for logger, level in zip(self._loggers, self._levels, strict=True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -46,6 +46,7 @@ class Spool:
         path: of the directory.
         names: how MLflow calls what the records name, `run <key>` or `model <key>`: kept with the
             position, so that nothing is made twice.
+        about: whatever else is to be known by who sends the rest.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,10 +78,12 @@ class Spool:
 
     def _load(self) -> None:
         self._at, self.names = Position(), dict[str, str]()
+        self.about = dict[str, str | None]()
         if (self.path / "sent.json").exists():
             fix = f"delete {self.path}, and what waits in it is not sent"
             state = read_sealed(self.path / "sent.json", fix)
-            self._at, self.names = Position(state["segment"], state["offset"]), state["names"]
+            self._at = Position(state["segment"], state["offset"])
+            self.names, self.about = state["names"], state["about"]
         self._counting = threading.Lock()
         last = max([self._at.segment, *self._segments()])
         self._file, self._segment = open_lines(self._name(last)), last
@@ -175,9 +178,10 @@ class Spool:
             self._waiting -= count
 
     def save(self) -> None:
-        """Write position and names to the disk."""
-        state = {"segment": self._at.segment, "offset": self._at.offset, "names": self.names}
-        replace_file(self.path / "sent.json", [sealed(state)])
+        """Write position, names and what else is to be known to the disk."""
+        state = {"segment": self._at.segment, "offset": self._at.offset}
+        state_and_names = {**state, "names": self.names, "about": self.about}
+        replace_file(self.path / "sent.json", [sealed(state_and_names)])
 
     def refuse(self, record: Record, why: str) -> None:
         """Put a record aside that will never be taken."""

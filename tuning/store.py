@@ -15,6 +15,7 @@ are the same rows, and what MLflow would make a second one of carries an `id` by
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -28,6 +29,7 @@ from tuning.tracking import open_database, place, redacted, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
     from tuning.tracking import TrackingSettings
@@ -71,6 +73,10 @@ class Store:
         self._client = connect(self.uri)
         location = artifact_location(self.uri, default_directory)
         self._experiment = _experiment(self._client, settings.experiment, location)
+
+    def check(self, run_id: str) -> None:
+        """Raise what MLflow says where it has no such run."""
+        self._client.get_run(run_id)
 
     def deliver(
         self,
@@ -243,14 +249,27 @@ class Store:
                 raise
         versions = self._client.search_model_versions(f"name = '{name}'")
         version = next((v for v in versions if v.tags.get(ID) == record["id"]), None)
-        version = version or self._client.create_model_version(
-            name,
-            f"models:/{model_id}",
+        if version is None:
+            version = self._new_version(record, model_id)
+        self._client.set_registered_model_alias(name, record["alias"], version.version)
+
+    def _new_version(self, record: Record, model_id: str) -> ModelVersion:
+        model = self._client.get_logged_model(model_id)
+        # A database would look for models:/ at the process's own tracking URI, which is another; a
+        # server refuses the path.
+        local = not self.uri.startswith(("http://", "https://"))
+        version = self._client.create_model_version(
+            record["name"],
+            model.artifact_location if local else f"models:/{model_id}",
             self.run_id(record["run"]),
             tags={ID: record["id"]},
             model_id=model_id,
         )
-        self._client.set_registered_model_alias(name, record["alias"], version.version)
+        # The link that MLflow's own way of registering leaves at the model.
+        known = json.loads(model.tags.get("mlflow.modelVersions", "[]"))
+        new = [*known, {"name": version.name, "version": version.version}]
+        self._client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(new)})
+        return version
 
 
 @contextmanager

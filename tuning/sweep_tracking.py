@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from tuning.courier import Courier, left_behind
 from tuning.ledger import Ledger, start_record
-from tuning.spool import Spool
-from tuning.store import Store
-from tuning.tracking import Status, TrackingSettings, place, redacted, refusing
+from tuning.sending import open_courier
+from tuning.tracking import Status, TrackingSettings, redacted
 
 _log = logging.getLogger(__name__)
 PARENT = "sweep"
@@ -62,28 +61,16 @@ class SweepTracker:
         self._courier: Courier | None = None
         if not settings.enabled:
             return
-        uri = place(settings, default_directory)
-        spool = Spool(queue or default_directory / "tracking")
-        self._queue = spool.path
+        self._queue = queue or default_directory / "tracking"
         start = start_record(PARENT, name, parameters, tags, known=run_id)
-        if spool.waiting:
-            spool.append(start)
-
-        def reach() -> Store:
-            with refusing(uri, run_id):
-                store = Store(settings, default_directory, spool.names)
-                store.start(start)
-                spool.save()
-            return store
-
-        self._courier = Courier(spool, reach)
+        self._courier = open_courier(settings, default_directory, self._queue, start)
         self._ledger = Ledger(self._courier)
         try:
             self._courier.wait()
         except BaseException:
             self._courier.close(0.0)
             raise
-        self.run_id = spool.names[f"run {PARENT}"]
+        self.run_id = self._courier.spool.names[f"run {PARENT}"]
 
     def start_trial(
         self,

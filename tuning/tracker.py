@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from learning.errors import UserError
 from tuning.courier import Courier, left_behind
 from tuning.ledger import Ledger, start_record
-from tuning.spool import Spool
-from tuning.store import Store
-from tuning.tracking import Status, TrackingSettings, place, redacted, refusing
+from tuning.sending import open_courier
+from tuning.tracking import Status, TrackingSettings, place, redacted
 
 _log = logging.getLogger(__name__)
 RUN = "run"
@@ -53,20 +52,9 @@ class Tracker:
         self._courier: Courier | None = None
         if not settings.enabled:
             return
-        uri = self._uri = place(settings, default_directory)
-        spool = Spool(queue)
+        self._uri = place(settings, default_directory)
         start = start_record(RUN, settings.run_name, parameters, tags, known=run_id)
-        if spool.waiting:  # after what an earlier process left, which may be the end of the run
-            spool.append(start)
-
-        def reach() -> Store:
-            with refusing(uri, run_id):
-                store = Store(settings, default_directory, spool.names)
-                store.start(start)
-                spool.save()
-            return store
-
-        self._courier = Courier(spool, reach)
+        self._courier = open_courier(settings, default_directory, queue, start)
         self._ledger = Ledger(self._courier)
 
     @property
@@ -118,6 +106,11 @@ class Tracker:
         """Log a file, or a directory under its name, into a directory of the run's artifacts."""
         if self._courier is not None:
             self._ledger.artifact(RUN, Path(path), directory)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the run has a model in MLflow."""
+        return self._courier is not None and f"model {RUN}" in self._courier.spool.names
 
     def log_model(self, model: nn.Module, example_input: Tensor, step: int = 0) -> None:
         """Log a model with its signature; one that cannot be exported is left out, with a warning.
