@@ -54,7 +54,7 @@ class TrackingObserver(Observer):
         """Log how busy the actors are."""
         self._log(
             step,
-            "actors",
+            "flow",
             {name: {"idle": share} for name, share in reading.idle.items()}
             | {
                 name: {"idle": reading.idle[name], "in_flight_bytes": size}

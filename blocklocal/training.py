@@ -241,7 +241,7 @@ def _send_files(tracking: TrackingObserver, run: RunDirectory, state: State) -> 
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "model.safetensors"
         export(state, file)
-        tracking.artifact(file, "model")
+        tracking.artifact(file, "weights")
     for name in ("config.yaml", "plan.json", "version.json"):
         tracking.artifact(run.path / name)
 

@@ -109,8 +109,11 @@ class Tracker:
 
     @property
     def has_model(self) -> bool:
-        """Whether the run has a model in MLflow."""
-        return self._courier is not None and f"model {RUN}" in self._courier.spool.names
+        """Whether the run has a model in MLflow, or one that waits."""
+        if self._courier is None:
+            return False
+        spool = self._courier.spool
+        return f"model {RUN}" in spool.names or (spool.path / "models").exists()
 
     def log_model(self, model: nn.Module, example_input: Tensor, step: int = 0) -> None:
         """Log a model with its signature; one that cannot be exported is left out, with a warning.
