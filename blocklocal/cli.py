@@ -1,4 +1,4 @@
-"""The command line: `blocklocal train|tune|eval|export|plan|timeline|compare|doctor`."""
+"""The command line: `blocklocal train|tune|eval|export|plan|timeline|compare|track|doctor`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from actors.memory import keep_freed_memory
 from blocklocal import doctor as checks
-from blocklocal import simulating
+from blocklocal import sending, simulating
 from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, load_config, make_config
 from blocklocal.inference import evaluate_model, load_run
@@ -272,6 +272,19 @@ def compare_command(
         comparison.report()
         _say(f"wrote {comparison.directory / 'report.md'}")
     return code
+
+
+@app.command(name="track")
+def track_command(
+    run: Path,
+    *,
+    uri: Annotated[str | None, Parameter(help="of MLflow, instead of the run's")] = None,
+) -> None:
+    """Send MLflow what waits in a run's or a sweep's directory since MLflow did not answer."""
+    sent, refused = sending.send(run, uri)
+    _say(f"sent {sent} records to MLflow" if sent else f"nothing in {run} waits for MLflow")
+    if refused is not None:
+        _say(f"MLflow has refused some records: they are in {refused}")
 
 
 @app.command(name="doctor")

@@ -104,7 +104,7 @@ def prepare(
                 f"{plan.blocks[0].input_shape}: resume it with its own data"
             )
     program = program_of(tuple(b.output_shape for b in plan.blocks))
-    shard = _sample(config, dataset, training.batch // training.shards)
+    shard = sample_rows(config, dataset, training.batch // training.shards)
     check_program(program, plan.units_of_blocks(units), shard)
     check_lanes(program, config.lanes.max)
     if config.engine.recovery.mode == "local":
@@ -231,7 +231,7 @@ def _numerics(config: RunConfig) -> Numerics:
     return Numerics(config.precision, torch.device("cpu"))
 
 
-def _sample(config: RunConfig, dataset: Dataset, rows: int) -> Tensor:
+def sample_rows(config: RunConfig, dataset: Dataset, rows: int) -> Tensor:
     """Inputs of the type that blocks receive; their values do not matter."""
     dtype = torch.int64 if dataset.tokens else _numerics(config).dtype
     return torch.zeros(rows, *dataset.input_shape, dtype=dtype)
@@ -247,7 +247,7 @@ def _plan(
 ) -> Plan:
     """Cut the network by what it takes as it will run: in type, in threads, under the rule."""
     numerics, training, balance = _numerics(config), config.training, config.blocks.balance
-    sample = _sample(config, dataset, training.batch)
+    sample = sample_rows(config, dataset, training.batch)
     cpus, gpus = _cpus(config, config.blocks.count), config.engine.resources.gpus
     measure = None
     if balance != "parameters" and not isinstance(config.rule, Backprop):

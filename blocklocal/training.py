@@ -12,8 +12,9 @@ from pathlib import Path
 from torch import nn
 
 from blocklocal.config import dotted
+from blocklocal.gauges import RayMetrics
 from blocklocal.observers import TrackingObserver
-from blocklocal.preparation import Prepared
+from blocklocal.preparation import Prepared, sample_rows
 from blocklocal.resuming import beginning, check_same_network, recorded, start_of
 from learning.data import Dataset
 from orchestrator.chain import Chain
@@ -26,8 +27,11 @@ from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import State, export, model_state
 from orchestrator.trainer import Observer, StopTraining, Trainer
 from orchestrator.version import code_version
-from tuning.tracking import Tracker, check_place
+from tuning.tracker import Tracker
+from tuning.tracking import check_place
 
+QUEUE = "tracking"
+"""The directory below that of a run in which records wait for MLflow."""
 SHIPPED_BYTES = 16 * 2**20  # a larger data set is read where its batches are made
 
 
@@ -184,10 +188,11 @@ def _train(
 
     known = run.state.mlflow_run_id
 
-    def connect() -> Tracker:
+    def tracker() -> Tracker:
         return Tracker(
             config.tracking,
             run.path.parent,
+            run.path / QUEUE,
             dotted(recorded(config)),
             _tags(prepared),
             known,
@@ -203,7 +208,11 @@ def _train(
 
     with _afterwards(record):
         check_place(config.tracking, run.path.parent)
-        tracking = TrackingObserver(connect, connected) if config.tracking.enabled else None
+        tracking = TrackingObserver(tracker(), connected) if config.tracking.enabled else None
+        gauges = None
+        if engine is not None and config.engine.kind == "ray":
+            told = tracking.actors if tracking else None
+            gauges = RayMetrics(run.path.name, start, config.lanes.min, told)
         with _afterwards(end):
             trainer = Trainer(
                 run,
@@ -211,13 +220,14 @@ def _train(
                 plan.hash(),
                 config.rule.model_dump(mode="json"),
                 f"block{len(plan.blocks)}",
-                [*observers, *([tracking] if tracking else [])],
+                [*observers, *(o for o in (tracking, gauges) if o is not None)],
                 keep=config.checkpoints.keep,
             )
             if engine is not None:
                 evaluation_batch = config.training.evaluation_batch
                 calendar = prepared.schedule.calendar(prepared.batches, evaluation_batch)
-                trainer.train(engine, range(start, steps), calendar)
+                with _afterwards(lambda _: gauges.publish() if gauges else None):
+                    trainer.train(engine, range(start, steps), calendar)
             if tracking is not None:
                 tracking.wait()  # a run that MLflow refuses has not finished
             state = run.checkpoints.load(steps).state
@@ -225,6 +235,9 @@ def _train(
             run.update_state(status="finished")
             if tracking is not None:
                 _send_files(tracking, run, state)
+                if engine is not None or not tracking.has_model:
+                    rows = sample_rows(config, prepared.dataset, 2)
+                    tracking.model(prepared.model, rows, steps)
     return Result(run.path, prepared.model, plan, _last_evaluations(run))
 
 
@@ -256,7 +269,7 @@ def _send_files(tracking: TrackingObserver, run: RunDirectory, state: State) -> 
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "model.safetensors"
         export(state, file)
-        tracking.artifact(file, "model")
+        tracking.artifact(file, "weights")
     for name in ("config.yaml", "plan.json", "version.json"):
         tracking.artifact(run.path / name)
 

@@ -54,6 +54,9 @@ class Observer:
     def worked(self, actor: str, spans: Sequence[Span]) -> None:
         """An actor reported what it did."""
 
+    def sent(self, actor: str, size: int) -> None:
+        """In what it reported last an actor sent messages of `size` bytes; follows `worked`."""
+
     def recovered(self, incident: Incident) -> None:
         """Actors were lost, and what was lost with them has been done again."""
 
@@ -132,6 +135,7 @@ class Trainer:
                     self.run.append_spans(event.actor, event.spans)
                     for observer in self.observers:
                         observer.worked(event.actor, event.spans)
+                        observer.sent(event.actor, event.bytes_sent)
                 case StepDone():
                     self._record(event.step, "train", event.metrics)
                     for observer in self.observers:

@@ -218,7 +218,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_readme_commands_parse() -> None:
     found = {shlex.split(line)[1] for line in commands()}
-    assert found == {"train", "eval", "export", "plan", "timeline", "compare", "doctor"}
+    assert found == {"train", "eval", "export", "plan", "timeline", "compare", "track", "doctor"}
     for line in commands():
         words = shlex.split(line, comments=True)[1:]
         cli.app.parse_args(words, exit_on_error=False, print_error=False)
