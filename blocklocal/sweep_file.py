@@ -72,9 +72,14 @@ class SweepFile:
             if name not in RunConfig.model_fields and name.startswith(("sw", "sp")):
                 near = "space" if name.startswith("sp") else "sweep"
                 raise UserError(f"unknown setting {name}: did you mean {near}?")
-        base = with_absolute_paths(make_config(rest))
+        base = with_absolute_paths(make_config(_cut_alike(rest)))
         settings = make_settings(tree.get("sweep") or {})
         space = Space.read(tree.get("space"), list(known_keys()), CLOSED)
+        if base.blocks.at == "auto" and base.blocks.balance == "time":
+            raise UserError(
+                "blocks.balance = time is measured and would cut trials differently: set it to "
+                "memory or parameters, or name units in blocks.at"
+            )
         if (
             base.blocks.at != "auto"
             and "blocks.count" in space.keys
@@ -160,6 +165,14 @@ def _list_at(config: RunConfig, path: str, blocks: int) -> list[Any]:
     if path in PER_BLOCK:
         return [found] * blocks
     raise UserError(f"space varies an entry of {path} = {found!r}, which is no list: leave it out")
+
+
+def _cut_alike(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Cuts by number go by memory unless told: that is the same in every trial."""
+    blocks = tree.get("blocks")
+    if blocks is not None and not isinstance(blocks, Mapping):
+        return dict(tree)
+    return {**tree, "blocks": {"balance": "memory", **(blocks or {})}}
 
 
 def _drop_old_kind(tree: dict[str, Any], word: str) -> None:

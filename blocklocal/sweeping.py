@@ -25,7 +25,7 @@ from blocklocal.sweep_checks import (
 )
 from blocklocal.sweep_file import SweepFile
 from blocklocal.sweep_runs import TrialRuns
-from blocklocal.sweep_tracked import tracking_of
+from blocklocal.sweep_tracked import track_best, tracking_of
 from learning.errors import UserError
 from orchestrator.files import write_file
 from orchestrator.rundir import RunDirectory
@@ -134,29 +134,28 @@ def _run(
         runs,
         runs.bundles,
     )
-    tracking = tracking_of(make_config(file.base), directory, file.settings)
+    tracking = tracking_of(make_config(file.base), directory, file.settings, file.space)
     began = time.monotonic()
+    status, files = "FAILED", ()
     try:
         over = run_sweep(sweep, say, tracking, resume=resume)
-    except BaseException:
+        say(f"{time.monotonic() - began:.0f} s")
+        if over:
+            best, files = write_outcome(directory, file, say)
+            if tracking is not None:
+                track_best(tracking, best)
+        status = "FINISHED" if over else "KILLED"
+    finally:
         if tracking is not None:
-            tracking.end("FAILED")
-        raise
-    say(f"{time.monotonic() - began:.0f} s")
-    if over:
-        files = write_outcome(directory, file, say)
-        if tracking is not None:
-            tracking.end("FINISHED", files)
-    elif tracking is not None:
-        tracking.end("KILLED")
+            tracking.end(status, files)
     return over
 
 
-def write_outcome(directory: Path, file: SweepFile, say: Say) -> dict[str, tuple[Path, ...]]:
+def write_outcome(directory: Path, file: SweepFile, say: Say) -> tuple[Outcome, tuple[Path, ...]]:
     """Write the tables, the pictures and the best configuration of a sweep.
 
     Returns:
-        What belongs to which trial, for MLflow.
+        The best trial, and the files.
 
     Raises:
         UserError: when no trial could be trained; the tables are written all the same.
@@ -172,8 +171,7 @@ def write_outcome(directory: Path, file: SweepFile, say: Say) -> dict[str, tuple
     write_best(directory / BEST, best_tree(file, best), best, metric)
     say(f"best: trial {best.number:04d}, {metric} {best.last(metric):.6g}")
     say(f"wrote {directory / PAGE}, {TABLE}, {BEST} and {len(pictures)} pictures")
-    report = (directory / PAGE, directory / TABLE, directory / BEST, *pictures)
-    return {f"{best.number:04d}": report}
+    return best, (directory / PAGE, directory / TABLE, directory / BEST, *pictures)
 
 
 def best_tree(file: SweepFile, best: Outcome) -> dict[str, Any]:

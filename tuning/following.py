@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
 from ray.tune.experiment import Trial
+from torch import Tensor, nn
 
 from orchestrator.files import replace_file
 from tuning.space import Values
@@ -46,8 +47,20 @@ class Tracker(Protocol):
         """Record metrics of a trial."""
         ...
 
+    def mutated(self, trial_name: str, step: int, parameters: Mapping[str, object]) -> None:
+        """Record that a trial goes on with other settings."""
+        ...
+
     def artifact(self, trial_name: str, path: Path, directory: str | None = None) -> None:
         """Send a file of a trial."""
+        ...
+
+    def sweep_artifact(self, path: Path, directory: str | None = None) -> None:
+        """Send a file of the sweep itself."""
+        ...
+
+    def log_model(self, trial_name: str, model: nn.Module, example_input: Tensor) -> None:
+        """Send a trial's model; `example_input` is (B, *shape)."""
         ...
 
     def end_trial(self, trial_name: str, status: Status) -> None:
@@ -124,8 +137,7 @@ class Tracking:
             return  # told again after a loss
         metrics = {key: value for key, value in result.items() if _is_metric(key, value)}
         if before is not None and before[0] != run.name:
-            numbers = {k: v for k, v in changed.items() if isinstance(v, int | float)}
-            metrics |= {f"mutation/{key}": float(value) for key, value in numbers.items()}
+            self._tracker.mutated(name, result[STEP], changed)
         self._tracker.log_metrics(name, result[STEP], metrics)
 
     def over(self, name: str, run: Path, status: Status) -> None:
@@ -138,15 +150,18 @@ class Tracking:
                 self._tracker.artifact(name, file)
             self._tracker.end_trial(name, status)
 
-    def end(self, status: Status, files: Mapping[str, tuple[Path, ...]] | None = None) -> None:
+    def best(self, name: str, model: nn.Module, example_input: Tensor) -> None:
+        """Log the model of the best trial."""
+        self._attempt(lambda: self._tracker.log_model(name, model, example_input))
+
+    def end(self, status: Status, files: Sequence[Path] = ()) -> None:
         """The sweep is over.
 
         Args:
-            files: by trial, what to send with it.
+            files: of the sweep itself.
         """
-        for name, paths in (files or {}).items():
-            for path in paths:
-                self._attempt(lambda name=name, path=path: self._tracker.artifact(name, path))
+        for path in files:
+            self._attempt(lambda path=path: self._tracker.sweep_artifact(path))
         self._attempt(lambda: self._tracker.end(status))
 
     def _attempt(self, act: Callable[[], None]) -> None:
