@@ -21,7 +21,7 @@ from orchestrator.rundir import RunDirectory
 from orchestrator.trainer import Observer
 from tuning.records import flatten, read_evaluations
 from tuning.space import Values
-from tuning.trial import Report, Request
+from tuning.trial import Listener, Request
 
 LEAVING_SECONDS = 60.0
 """For the last life of a trial to leave its run: its process may have just been told to end."""
@@ -80,7 +80,7 @@ class TrialRuns:
         block = {"CPU": resources.cpus, **gpus}
         return [{}, *(dict(block) for _ in range(config.lanes.min * config.blocks.count))]
 
-    def __call__(self, request: Request, report: Report) -> None:
+    def __call__(self, request: Request, listener: Listener) -> None:
         """Train a trial to its end, or go on with it; see `tuning.trial.Runner`."""
         if not request.directory.parent.is_dir():
             raise UserError(
@@ -91,7 +91,7 @@ class TrialRuns:
         run = _left_run(request.directory, config)
         if run is None:
             prepared = prepare(config)
-            train(prepared, [Teller(report, prepared.schedule.steps)])
+            train(prepared, [Teller(listener, prepared.schedule.steps)])
             return
         old = make_config(run.config)
         resources = config.engine.resources.model_copy(
@@ -99,9 +99,9 @@ class TrialRuns:
         )
         engine = config.engine.model_copy(update={"resources": resources})
         prepared = prepare(config.model_copy(update={"engine": engine}), plan=run.plan)
-        _tell_again(run, prepared, request.told, report)
+        _tell_again(run, prepared, request.told, listener)
         if run.state.status != "finished":
-            teller = Teller(report, prepared.schedule.steps)
+            teller = Teller(listener, prepared.schedule.steps)
             resume(prepared, run, [teller], patience=LEAVING_SECONDS)
 
     def _named(self, config: RunConfig, request: Request) -> RunConfig:
@@ -119,12 +119,13 @@ class Teller(Observer):
         steps: of the run.
     """
 
-    def __init__(self, report: Report, steps: int) -> None:
-        self._report, self._steps = report, steps
+    def __init__(self, listener: Listener, steps: int) -> None:
+        self._listener, self._steps = listener, steps
         self._trained: dict[str, float] = {}
         self._evaluated: dict[str, float] = {}
 
     def stepped(self, step: int, metrics: Metrics) -> None:
+        self._listener.check()
         self._trained = _flat("train", metrics)
 
     def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
@@ -133,7 +134,7 @@ class Teller(Observer):
     def saved(self, steps: int) -> None:
         if self._evaluated:
             told, self._evaluated = self._evaluated, {}
-            self._report(steps, {**self._trained, **told}, steps == self._steps)
+            self._listener.tell(steps, {**self._trained, **told}, steps == self._steps)
 
 
 def _flat(split: str, metrics: Metrics) -> dict[str, float]:
@@ -142,12 +143,12 @@ def _flat(split: str, metrics: Metrics) -> dict[str, float]:
     )
 
 
-def _tell_again(run: RunDirectory, prepared: Prepared, told: int, report: Report) -> None:
+def _tell_again(run: RunDirectory, prepared: Prepared, told: int, listener: Listener) -> None:
     """Report what the run has kept and Tune may not have heard of."""
     kept, steps = start_of(run, None), prepared.schedule.steps
     for evaluation in read_evaluations(run):
         if told < evaluation.steps <= kept:
-            report(evaluation.steps, evaluation.metrics, evaluation.steps == steps)
+            listener.tell(evaluation.steps, evaluation.metrics, evaluation.steps == steps)
 
 
 def _left_run(directory: Path, config: RunConfig) -> RunDirectory | None:

@@ -16,7 +16,7 @@ import json
 import math
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,8 +38,25 @@ STEP, FAILED, RUN = "step", "failed", "run"
 """What a report has besides metrics; `failed` is the sentence of a trial that cannot go on."""
 _POINTER = "pointer.json"
 
-Report = Callable[[int, Mapping[str, float], bool], None]
-"""Tell steps finished, metrics by name, and whether it is the last; may raise StopTraining."""
+
+class Listener(Protocol):
+    """Who trains a trial tells it how it goes; both methods raise StopTraining when it is over."""
+
+    def tell(self, steps: int, metrics: Mapping[str, float], last: bool) -> None:
+        """Report an evaluation, whose checkpoint is complete, and wait to be asked for more.
+
+        Args:
+            metrics: by name, `validation/block2/loss` and so on.
+            last: whether it is that of the last step.
+
+        Raises:
+            UserError: when the metric that all trials are compared by is not among them.
+        """
+        ...
+
+    def check(self) -> None:
+        """Find out whether to go on; called at each step."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,16 +81,12 @@ class Request:
 class Runner(Protocol):
     """Trains a request to its end."""
 
-    def __call__(self, request: Request, report: Report) -> None:
-        """Train, or go on.
-
-        Args:
-            report: called after each evaluation whose checkpoint is complete, also again for those
-                after `request.told`.
+    def __call__(self, request: Request, listener: Listener) -> None:
+        """Train, or go on; the listener hears again of evaluations after `request.told`.
 
         Raises:
             UserError: for what cannot be trained.
-            StopTraining: that `report` raised.
+            StopTraining: that the listener raised.
         """
         ...
 
@@ -216,7 +229,7 @@ class _Life:
 
     def _train(self) -> None:
         try:
-            self._job.run(self._request, self._report)
+            self._job.run(self._request, self)
         except StopTraining:
             return
         except BaseException as error:
@@ -224,19 +237,21 @@ class _Life:
             return
         self._reports.put(None)
 
-    def _report(self, step: int, metrics: Mapping[str, float], last: bool) -> None:
+    def check(self) -> None:
         if self._over:
             raise StopTraining
+
+    def tell(self, steps: int, metrics: Mapping[str, float], last: bool) -> None:
+        self.check()
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         if self._job.metric not in finite:
             raise UserError(
                 f"this run has no {self._job.metric}: choose a sweep.metric that all rules of the "
                 "space have"
             )
-        self._reports.put({STEP: step, **finite, "last": last})
+        self._reports.put({STEP: steps, **finite, "last": last})
         self._go.acquire()
-        if self._over:
-            raise StopTraining
+        self.check()
 
 
 def copy_checkpoint(source: Checkpoints, step: int, to: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from learning.errors import UserError
 from orchestrator.trainer import StopTraining
-from tuning.trial import FAILED, STEP, Job, Report, Request, _Life, values_of
+from tuning.trial import FAILED, STEP, Job, Listener, Request, _Life, values_of
 
 METRIC = "validation/accuracy"
 REQUEST = Request(0, {}, Path("nowhere"), None, told=0)
@@ -23,10 +23,10 @@ def job(run: Any) -> Job:
 def test_training_waits_until_it_is_asked_for_more() -> None:
     went_on = threading.Event()
 
-    def run(request: Request, report: Report) -> None:
-        report(10, {METRIC: 0.5}, False)
+    def run(request: Request, listener: Listener) -> None:
+        listener.tell(10, {METRIC: 0.5}, False)
         went_on.set()
-        report(20, {METRIC: 0.7}, True)
+        listener.tell(20, {METRIC: 0.7}, True)
 
     life = _Life(job(run), REQUEST)
     assert life.next() == {STEP: 10, METRIC: 0.5}
@@ -39,8 +39,8 @@ def test_what_is_done_has_finished() -> None:
     """Tune stops a trial at once when it is done: its run must have been closed by then."""
     finished = []
 
-    def run(request: Request, report: Report) -> None:
-        report(10, {METRIC: 0.5}, True)
+    def run(request: Request, listener: Listener) -> None:
+        listener.tell(10, {METRIC: 0.5}, True)
         finished.append(True)
 
     life = _Life(job(run), REQUEST)
@@ -51,9 +51,9 @@ def test_what_is_done_has_finished() -> None:
 def test_a_trial_that_is_stopped_ends_by_stop_training() -> None:
     seen: list[BaseException] = []
 
-    def run(request: Request, report: Report) -> None:
+    def run(request: Request, listener: Listener) -> None:
         try:
-            report(10, {METRIC: 0.5}, False)
+            listener.tell(10, {METRIC: 0.5}, False)
         except BaseException as error:
             seen.append(error)
             raise
@@ -65,9 +65,24 @@ def test_a_trial_that_is_stopped_ends_by_stop_training() -> None:
     assert not life._thread.is_alive()
 
 
+def test_a_trial_is_stopped_in_the_middle_too() -> None:
+    """Evaluations may be far apart."""
+    begun = threading.Event()
+
+    def run(request: Request, listener: Listener) -> None:
+        begun.set()
+        while True:
+            listener.check()
+
+    life = _Life(job(run), REQUEST)
+    assert begun.wait(10)
+    life.end()
+    assert not life._thread.is_alive()
+
+
 def test_what_cannot_be_trained_is_done_with_a_sentence_and_the_worst_value() -> None:
-    def run(request: Request, report: Report) -> None:
-        report(10, {METRIC: 0.5, "validation/loss": 2.0}, False)
+    def run(request: Request, listener: Listener) -> None:
+        listener.tell(10, {METRIC: 0.5, "validation/loss": 2.0}, False)
         raise UserError("the loss is nan")
 
     life = _Life(job(run), REQUEST)
@@ -83,7 +98,7 @@ def test_what_cannot_be_trained_is_done_with_a_sentence_and_the_worst_value() ->
 
 
 def test_other_failures_are_raised_so_that_the_trial_is_tried_again() -> None:
-    def run(request: Request, report: Report) -> None:
+    def run(request: Request, listener: Listener) -> None:
         raise ConnectionError("gone")
 
     life = _Life(job(run), REQUEST)
@@ -94,7 +109,7 @@ def test_other_failures_are_raised_so_that_the_trial_is_tried_again() -> None:
 
 @pytest.mark.parametrize("metrics", [{"validation/loss": 1.0}, {METRIC: float("nan")}])
 def test_a_run_without_the_metric_has_failed(metrics: dict[str, float]) -> None:
-    life = _Life(job(lambda request, report: report(10, metrics, False)), REQUEST)
+    life = _Life(job(lambda request, listener: listener.tell(10, metrics, False)), REQUEST)
     assert "this run has no validation/accuracy" in life.next()[FAILED]
     life.end()
 
