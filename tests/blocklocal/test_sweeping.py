@@ -205,6 +205,36 @@ def test_searchers_and_schedulers(capsys: pytest.CaptureFixture[str], sweep: Any
         assert config["optimizer"]["lr"] == [0.001, float(row["optimizer.lr[2]"])]
 
 
+@pytest.mark.usefixtures("ray_cluster", "no_fsync")
+def test_mlflow_has_a_run_for_each_trial_inside_that_of_the_sweep(
+    capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    path = write(SMALL, tracking={"enabled": True}, sweep={"trials": 2})
+    command(capsys, "tune", path)
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{here}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "blocklocal"]
+    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"swept", "0000", "0001"}
+    parent = runs["swept"]
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {
+        "report.md",
+        "best.yaml",
+        "curves.png",
+    }
+    for number, row in enumerate(table(here / "swept")):
+        run = runs[f"000{number}"]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["rule"] == "local" and len(run.data.tags["plan"]) == 16
+        assert run.info.status == "FINISHED"
+        assert float(run.data.params["optimizer.lr"]) == float(row["optimizer.lr"])
+        loss = client.get_metric_history(run.info.run_id, "validation/block1/loss")
+        assert [m.step for m in loss] == [6, 12, 18, 24]
+        files = {a.path for a in client.list_artifacts(run.info.run_id)}
+        assert {"config.yaml", "plan.json", "trace.json"} <= files
+
+
 @pytest.mark.usefixtures("no_fsync")
 def test_a_trial_leaves_nothing_in_memory(here: Path) -> None:
     """The next trial may come into the same process: networks and data of the last are gone."""
