@@ -1,4 +1,4 @@
-"""The command line: `blocklocal train|eval|export|plan|timeline|compare|doctor`."""
+"""The command line: `blocklocal train|tune|eval|export|plan|timeline|compare|track|doctor`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from rich.table import Table
 
 from actors.memory import keep_freed_memory
 from blocklocal import doctor as checks
-from blocklocal import simulating
+from blocklocal import sending, simulating
 from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, load_config, make_config
 from blocklocal.inference import evaluate_model, load_run
 from blocklocal.observers import Progress
 from blocklocal.preparation import Prepared, prepare
 from blocklocal.resuming import check_given, check_resumable, start_of
+from blocklocal.sweep_command import tune_command
 from blocklocal.training import Result, resume, train
 from learning.errors import UserError
 from learning.rules import Backprop
@@ -56,6 +57,9 @@ def _configuration(words: tuple[str, ...]) -> RunConfig:
     """A YAML file first, if any, then settings."""
     path = Path(words[0]) if words and "=" not in words[0] else None
     return load_config(path, words[1:] if path else words)
+
+
+app.command(tune_command, name="tune")
 
 
 @app.command(name="train")
@@ -268,6 +272,19 @@ def compare_command(
         comparison.report()
         _say(f"wrote {comparison.directory / 'report.md'}")
     return code
+
+
+@app.command(name="track")
+def track_command(
+    run: Path,
+    *,
+    uri: Annotated[str | None, Parameter(help="of MLflow, instead of the run's")] = None,
+) -> None:
+    """Send MLflow what waits in a run's or a sweep's directory since MLflow did not answer."""
+    sent, refused = sending.send(run, uri)
+    _say(f"sent {sent} records to MLflow" if sent else f"nothing in {run} waits for MLflow")
+    if refused is not None:
+        _say(f"MLflow has refused some records: they are in {refused}")
 
 
 @app.command(name="doctor")

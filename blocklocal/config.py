@@ -88,6 +88,9 @@ class RunSettings(Settings):
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     directory: Path | None = Field(default=None, description="null: runs/<name>-<time>")
+    start: Path | None = Field(
+        default=None, description="a directory of checkpoints; the run begins with the last of them"
+    )
     given: tuple[Literal["data", "network"], ...] = Field(
         default=(), description="set by the Python API: what was given in memory, not in this file"
     )
@@ -199,7 +202,7 @@ def make_config(tree: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(complete)
     except ValidationError as error:
-        raise UserError(_sentence(error)) from error
+        raise UserError(explained(error)) from error
 
 
 def overlay(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -227,18 +230,24 @@ def dotted(settings: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[st
     return flat
 
 
-def _sentence(error: ValidationError) -> str:
+def explained(error: ValidationError, model: type[BaseModel] = RunConfig, prefix: str = "") -> str:
+    """One sentence for the first thing that is wrong with settings.
+
+    Args:
+        model: of the settings.
+        prefix: of their keys, `sweep.` for instance.
+    """
     first = error.errors()[0]
     unknown = first["type"] == "extra_forbidden"
-    key = ".".join(_keys(first["loc"], keep_last=unknown))
-    if unknown and key in known_keys():
+    key = prefix + ".".join(_keys(first["loc"], model, keep_last=unknown))
+    if unknown and key in known_keys(model, prefix):
         section, _, name = key.rpartition(".")
         return (
             f"{section}.kind = {first['loc'][-2]} has no setting {name}: leave {key} out or choose "
             f"another {section}.kind"
         )
     if unknown:
-        near = difflib.get_close_matches(key, list(known_keys()), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(key, list(known_keys(model, prefix)), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see docs/configuration.md for all keys"
         return f"unknown setting {key}: {hint}"
     if first["type"] == "union_tag_invalid":
@@ -253,15 +262,19 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key} is missing: set {key}=..."
     # Each member of a union such as `"auto" | int` reports what it would have taken.
-    same = [e for e in error.errors() if ".".join(_keys(e["loc"], keep_last=False)) == key]
+    same = [
+        e
+        for e in error.errors()
+        if prefix + ".".join(_keys(e["loc"], model, keep_last=False)) == key
+    ]
     reasons = " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in same))
     return f"{key} = {first['input']!r} is not possible: {reasons}"
 
 
-def _keys(location: Sequence[int | str], *, keep_last: bool) -> list[str]:
+def _keys(location: Sequence[int | str], model: type[BaseModel], *, keep_last: bool) -> list[str]:
     """The dotted key of an error: pydantic also names the members of unions, which nobody wrote."""
     keys: list[str] = []
-    models: list[type[BaseModel]] = [RunConfig]
+    models: list[type[BaseModel]] = [model]
     for i, part in enumerate(location):
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
         if isinstance(part, int) or fields or (keep_last and i == len(location) - 1):

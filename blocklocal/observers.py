@@ -5,41 +5,38 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from torch import Tensor, nn
 
 from actors.operations import Span
 from orchestrator.events import Changed, Metrics
 from orchestrator.incidents import Incident
+from orchestrator.readings import Reading
 from orchestrator.trainer import Observer
-from tuning.tracking import Status, Tracker, reason
+from tuning.tracker import Tracker
+from tuning.tracking import Status
 
 _log = logging.getLogger(__name__)
 PLAIN_SECONDS = 5.0  # between plain lines when the output is not a terminal
 
 
 class TrackingObserver(Observer):
-    """Sends every learner's metrics to MLflow; where that fails, training goes on without it.
+    """Writes every learner's metrics down for MLflow; a thread of the tracker sends them.
 
-    To import MLflow and open its database takes longer than the first step, and so a thread does
-    both from the end of that step on. An MLflow that refuses the run ends it at the next metrics.
+    To import MLflow and open its database takes longer than the first step, so that the thread
+    begins at the end of that step. An MLflow that refuses the run ends it at the next metrics.
 
     Args:
-        connect: starts a run of MLflow, or goes on with one; called once, in a thread.
-        connected: is told the run's id; called by the thread that observes.
+        connected: is told how MLflow calls the run; called by the thread that observes.
     """
 
-    def __init__(self, connect: Callable[[], Tracker], connected: Callable[[str], None]) -> None:
-        self._connect, self._connected = connect, connected
-        self._connecting: Future[Tracker] | None = None
-        self._tracker: Tracker | None = None
-        self._early: list[tuple[int, dict[str, float], int]] = []
-        self._refused, self._failed, self._dropped = False, False, 0
+    def __init__(self, tracker: Tracker, connected: Callable[[str], None]) -> None:
+        self._tracker, self._connected = tracker, connected
+        self._told = self._refused = False
 
     def stepped(self, step: int, metrics: Metrics) -> None:
         self._log(step, "train", metrics)
@@ -47,34 +44,54 @@ class TrackingObserver(Observer):
     def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
         self._log(step, split, metrics)
 
-    def wait(self) -> Tracker:
-        """Wait until MLflow is connected, and hand it what came before.
-
-        Raises:
-            UserError: when it refuses the run.
-        """
-        if self._tracker is None:
-            begun = self._begun()
-            wait_for([begun])
-            self._refused = begun.exception() is not None
-            self._tracker = tracker = begun.result()
-            if tracker.run_id is not None:
-                self._connected(tracker.run_id)
-            for step, metrics, measured in self._early:
-                self._send(tracker, step, metrics, measured)
-            self._early.clear()
-        return self._tracker
-
     def recovered(self, incident: Incident) -> None:
         self._log(incident.step, "incidents", {"all": incident.metrics()})
 
     def changed(self, change: Changed) -> None:
         self._log(change.step, "changes", {"all": {"lanes": float(change.lanes)}})
 
+    def actors(self, step: int, reading: Reading) -> None:
+        """Log how busy the actors are."""
+        self._log(
+            step,
+            "flow",
+            {name: {"idle": share} for name, share in reading.idle.items()}
+            | {
+                name: {"idle": reading.idle[name], "in_flight_bytes": size}
+                for name, size in reading.in_flight.items()
+            }
+            | {"all": {"steps_apart": float(reading.steps_apart)}},
+        )
+
+    def wait(self) -> None:
+        """Wait until MLflow is reached.
+
+        Raises:
+            UserError: when it refuses the run.
+        """
+        try:
+            self._tracker.wait()
+        except BaseException:
+            self._refused = True
+            raise
+        self._tell()
+
     def artifact(self, path: Path, directory: str | None = None) -> None:
-        """Send a file."""
-        tracker = self.wait()
-        self._attempt(lambda: tracker.log_artifact(path, directory))
+        """Log a file."""
+        self._tracker.log_artifact(path, directory)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether MLflow has a model of this run."""
+        return self._tracker.has_model
+
+    def model(self, model: nn.Module, example_input: Tensor, step: int) -> None:
+        """Log the network with the weights after `step` steps.
+
+        Args:
+            example_input: (B, *shape).
+        """
+        self._tracker.log_model(model, example_input, step)
 
     def end(self, status: Status) -> None:
         """Close the run of MLflow; say what it lacks.
@@ -82,49 +99,28 @@ class TrackingObserver(Observer):
         Raises:
             UserError: when MLflow refuses the run and nobody was told.
         """
-        if self._refused:
-            return  # the run ends because of that, or has been told
-        tracker = self.wait()
-        tried_before = self._failed
-        self._failed = False  # the last attempt is worth its time: what waits may still be sent
-        self._attempt(lambda: tracker.end(status), quietly=tried_before)
-        lacking = self._dropped + tracker.waiting
-        if tried_before or self._failed:
-            _log.warning(
-                "MLflow lacks %d metrics of this run, and perhaps files: the run directory has all",
-                lacking,
-            )
+        try:
+            if not self._refused:
+                self.wait()
+        finally:
+            left = self._tracker.end(status)
+            if left and not self._refused:
+                _log.warning("%s", self._tracker.left_behind(left))
 
-    def _begun(self) -> Future[Tracker]:
-        if self._connecting is None:
-            executor = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
-            self._connecting = executor.submit(self._connect)
-            executor.shutdown(wait=False)  # the thread ends with its one task
-        return self._connecting
+    def _tell(self) -> None:
+        if not self._told and (run_id := self._tracker.run_id) is not None:
+            self._told = True
+            self._connected(run_id)
 
     def _log(self, step: int, split: str, metrics: Metrics) -> None:
         flat = {f"{split}/{n}/{m}": v for n, values in metrics.items() for m, v in values.items()}
-        measured = time.time_ns() // 1_000_000
-        if self._tracker is None and not self._begun().done():
-            self._early.append((step, flat, measured))
-        else:
-            self._send(self.wait(), step, flat, measured)
-
-    def _send(self, tracker: Tracker, step: int, metrics: dict[str, float], measured: int) -> None:
-        if self._failed:
-            self._dropped += len(metrics)
-        self._attempt(lambda: tracker.log_metrics(step, metrics, measured))
-
-    def _attempt(self, act: Callable[[], None], *, quietly: bool = False) -> None:
-        """Try only until the first failure: with a dead server each attempt takes minutes."""
-        if self._failed:
-            return
         try:
-            act()
-        except Exception as error:  # of MLflow, a database driver, requests or the system
-            self._failed = True
-            if not quietly:
-                _log.warning("MLflow failed (%s): training goes on without it", reason(error))
+            self._tracker.log_metrics(step, flat)
+        except BaseException:
+            self._refused = True
+            raise
+        self._tracker.begin()
+        self._tell()
 
 
 class Progress(Observer):

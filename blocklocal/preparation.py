@@ -89,7 +89,7 @@ def prepare(
         )
     units = units_of(model)
     model.to(dtype=_numerics(config).dtype)
-    threads = config.engine.resources.threads or max(1, _cores() // config.blocks.count)
+    threads = config.engine.resources.threads or max(1, cores() // config.blocks.count)
     steps = training.steps or max(1, round(training.epochs * batches.steps_per_epoch))
     program_of = partial(_program, config, dataset, model, steps)
     if plan is None:
@@ -104,7 +104,7 @@ def prepare(
                 f"{plan.blocks[0].input_shape}: resume it with its own data"
             )
     program = program_of(tuple(b.output_shape for b in plan.blocks))
-    shard = _sample(config, dataset, training.batch // training.shards)
+    shard = sample_rows(config, dataset, training.batch // training.shards)
     check_program(program, plan.units_of_blocks(units), shard)
     check_lanes(program, config.lanes.max)
     if config.engine.recovery.mode == "local":
@@ -196,7 +196,7 @@ def _check_output(shape: Sequence[int], dataset: Dataset) -> None:
     )
 
 
-def _cores() -> int:
+def cores() -> int:
     """Processor cores that this process may use, where the system can tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -211,27 +211,27 @@ def _with_threads(config: RunConfig, threads: int) -> RunConfig:
 def _source(config: RunConfig, blocks: int, threads: int) -> SourcePlace:
     """Who makes the batches: an actor of its own only where the blocks leave it a core."""
     busy = 0 if config.engine.resources.gpus else threads * blocks * config.lanes.min
-    return config.engine.source or ("actor" if busy < _available() else "block1")
+    return config.engine.source or ("actor" if busy < available_cpus() else "block1")
 
 
-def _available() -> float:
+def available_cpus() -> float:
     """CPUs that nobody has reserved in the cluster, or cores of this machine."""
     if not ray.is_initialized():
-        return float(_cores())
+        return float(cores())
     return sum(node.get("CPU", 0.0) for node in free_resources())
 
 
 def _cpus(config: RunConfig, blocks: int) -> float:
     if config.engine.resources.cpus is not None:
         return config.engine.resources.cpus
-    return even_cpus(_available(), blocks * config.lanes.min)
+    return even_cpus(available_cpus(), blocks * config.lanes.min)
 
 
 def _numerics(config: RunConfig) -> Numerics:
     return Numerics(config.precision, torch.device("cpu"))
 
 
-def _sample(config: RunConfig, dataset: Dataset, rows: int) -> Tensor:
+def sample_rows(config: RunConfig, dataset: Dataset, rows: int) -> Tensor:
     """Inputs of the type that blocks receive; their values do not matter."""
     dtype = torch.int64 if dataset.tokens else _numerics(config).dtype
     return torch.zeros(rows, *dataset.input_shape, dtype=dtype)
@@ -247,7 +247,7 @@ def _plan(
 ) -> Plan:
     """Cut the network by what it takes as it will run: in type, in threads, under the rule."""
     numerics, training, balance = _numerics(config), config.training, config.blocks.balance
-    sample = _sample(config, dataset, training.batch)
+    sample = sample_rows(config, dataset, training.batch)
     cpus, gpus = _cpus(config, config.blocks.count), config.engine.resources.gpus
     measure = None
     if balance != "parameters" and not isinstance(config.rule, Backprop):

@@ -11,8 +11,11 @@ from torch import nn
 
 from blocklocal.config import RunConfig
 from learning.errors import UserError
+from orchestrator.checkpoint_reader import Checkpoint
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.plan import Plan
 from orchestrator.rundir import RunDirectory
-from orchestrator.storage import absolute
+from orchestrator.storage import LocalStorage, absolute
 from orchestrator.tensors import State, model_state
 
 
@@ -34,8 +37,10 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         if isinstance(value, Path)
     }
     storage = absolute(config.checkpoints.storage)
+    start = config.run.start and Path(os.path.abspath(config.run.start.expanduser()))
     return config.model_copy(
         update={
+            "run": config.run.model_copy(update={"start": start}),
             "data": config.data.model_copy(update=paths),
             "checkpoints": config.checkpoints.model_copy(update={"storage": storage}),
         }
@@ -119,17 +124,55 @@ def start_of(run: RunDirectory, checkpoint: str | int | None) -> int:
     return 0 if newest is None else newest.step
 
 
-def check_same_network(run: RunDirectory, model: nn.Module, state: State) -> None:
+def beginning(config: RunConfig, plan: Plan, model: nn.Module, steps: int) -> Checkpoint | None:
+    """The checkpoint that a new run begins with instead of step 0, if it names one.
+
+    Args:
+        steps: of the run.
+
+    Raises:
+        UserError: when it cannot be read, or is of other blocks, another rule or the end.
+    """
+    place = config.run.start
+    if place is None:
+        return None
+    found, skipped = Checkpoints(LocalStorage(place)).newest_valid()
+    if found is None:
+        why = f" ({skipped[0]})" if skipped else ""
+        raise UserError(
+            f"run.start = {place} holds no checkpoint{why}: name the checkpoints/ of a run"
+        )
+    there, here = found.rule.get("kind"), config.rule.kind
+    if found.plan_hash != plan.hash() or there != here:
+        what = f"plan {found.plan_hash}" if there == here else f"rule.kind = {there}"
+        raise UserError(
+            f"run.start = {place} is of {what} and this run has "
+            f"{f'plan {plan.hash()}' if there == here else here}: cut and train as that run did"
+        )
+    check_same_network(place, model, found.state)
+    if found.step >= steps:
+        raise UserError(
+            f"run.start = {place} is of step {found.step} and this run has {steps}: raise "
+            "training.steps"
+        )
+    return found
+
+
+def check_same_network(run: RunDirectory | Path, model: nn.Module, state: State) -> None:
     """Check that the weights of a checkpoint fit a network.
+
+    Args:
+        run: where it is from.
 
     Raises:
         UserError: naming the first tensor that does not.
     """
+    where = run if isinstance(run, Path) else run.path
     theirs = {name: tuple(t.shape) for name, t in model_state(state).items()}
     mine = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     for name in sorted({*theirs, *mine}):
         if theirs.get(name) != mine.get(name):
             raise UserError(
                 f"{name} has shape {mine.get(name)} in this network and {theirs.get(name)} in "
-                f"{run.path}: give the network of that run"
+                f"{where}: give the network of that run"
             )

@@ -12,21 +12,26 @@ from pathlib import Path
 from torch import nn
 
 from blocklocal.config import dotted
+from blocklocal.gauges import RayMetrics
 from blocklocal.observers import TrackingObserver
-from blocklocal.preparation import Prepared
-from blocklocal.resuming import check_same_network, recorded, start_of
+from blocklocal.preparation import Prepared, sample_rows
+from blocklocal.resuming import beginning, check_same_network, recorded, start_of
 from learning.data import Dataset
 from orchestrator.chain import Chain
+from orchestrator.checkpoint_reader import Checkpoint
 from orchestrator.engine import RayEngine
 from orchestrator.events import Engine
 from orchestrator.inline import InlineEngine, Probe
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import State, export, model_state
-from orchestrator.trainer import Observer, Trainer
+from orchestrator.trainer import Observer, StopTraining, Trainer
 from orchestrator.version import code_version
-from tuning.tracking import Tracker, check_place
+from tuning.tracker import Tracker
+from tuning.tracking import check_place
 
+QUEUE = "tracking"
+"""The directory below that of a run in which records wait for MLflow."""
 SHIPPED_BYTES = 16 * 2**20  # a larger data set is read where its batches are made
 
 
@@ -95,13 +100,31 @@ def train(
     """
     config = prepared.config
     path = config.run.directory or _unused_directory(config.run.name)
+    first = _beginning(prepared)
     engine = _engine(prepared, probe)  # first: a cluster without room leaves nothing behind
     with _afterwards(lambda _: engine.close()):
         run = RunDirectory.create(
             path, config=recorded(config), version=code_version(), plan=prepared.plan
         )
         with run.lock():
-            return _train(prepared, run, engine, 0, observers)
+            if first is not None:
+                _adopt(run, first)
+                engine.load(first.state, first.step)
+            return _train(prepared, run, engine, first.step if first else 0, observers)
+
+
+def _beginning(prepared: Prepared) -> Checkpoint | None:
+    steps = prepared.schedule.steps
+    return beginning(prepared.config, prepared.plan, prepared.model, steps)
+
+
+def _adopt(run: RunDirectory, first: Checkpoint) -> None:
+    """Make a checkpoint the run's own: what is lost early is taken back to it."""
+    run.checkpoints.save(
+        first.step, first.state, plan_hash=first.plan_hash, rule=first.rule, metrics=None
+    )
+    run.checkpoints.mark(last=first.step)
+    run.update_state(steps=first.step)
 
 
 def _unused_directory(name: str) -> Path:
@@ -119,17 +142,24 @@ def resume(
     run: RunDirectory,
     observers: Sequence[Observer] = (),
     checkpoint: str | int | None = None,
+    patience: float = 0.0,
 ) -> Result:
     """Go on with a run from a checkpoint, by default the last; from the start without any.
+
+    Args:
+        patience: seconds to wait for another process that is about to leave the run.
 
     Raises:
         UserError: when the checkpoint is damaged or of another network; the run stays as it is.
     """
-    with run.lock():
+    with run.lock(patience):
         start = start_of(run, checkpoint)
         state = run.checkpoints.load(start).state if start else None
         if state is not None:
             check_same_network(run, prepared.model, state)
+        elif (first := _beginning(prepared)) is not None:
+            _adopt(run, first)
+            start, state = first.step, first.state
         engine = _engine(prepared) if start < prepared.schedule.steps else None
         with _afterwards(lambda _: engine.close() if engine else None):
             if engine and state is not None:
@@ -151,15 +181,18 @@ def _train(
     config, plan, steps = prepared.config, prepared.plan, prepared.schedule.steps
 
     def record(error: BaseException | None) -> None:
-        if error is not None:
+        if isinstance(error, StopTraining):
+            run.update_state(status="stopped")
+        elif error is not None:
             run.update_state(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
 
     known = run.state.mlflow_run_id
 
-    def connect() -> Tracker:
+    def tracker() -> Tracker:
         return Tracker(
             config.tracking,
             run.path.parent,
+            run.path / QUEUE,
             dotted(recorded(config)),
             _tags(prepared),
             known,
@@ -175,7 +208,11 @@ def _train(
 
     with _afterwards(record):
         check_place(config.tracking, run.path.parent)
-        tracking = TrackingObserver(connect, connected) if config.tracking.enabled else None
+        tracking = TrackingObserver(tracker(), connected) if config.tracking.enabled else None
+        gauges = None
+        if engine is not None and config.engine.kind == "ray":
+            told = tracking.actors if tracking else None
+            gauges = RayMetrics(run.path.name, start, config.lanes.min, told)
         with _afterwards(end):
             trainer = Trainer(
                 run,
@@ -183,13 +220,14 @@ def _train(
                 plan.hash(),
                 config.rule.model_dump(mode="json"),
                 f"block{len(plan.blocks)}",
-                [*observers, *([tracking] if tracking else [])],
+                [*observers, *(o for o in (tracking, gauges) if o is not None)],
                 keep=config.checkpoints.keep,
             )
             if engine is not None:
                 evaluation_batch = config.training.evaluation_batch
                 calendar = prepared.schedule.calendar(prepared.batches, evaluation_batch)
-                trainer.train(engine, range(start, steps), calendar)
+                with _afterwards(lambda _: gauges.publish() if gauges else None):
+                    trainer.train(engine, range(start, steps), calendar)
             if tracking is not None:
                 tracking.wait()  # a run that MLflow refuses has not finished
             state = run.checkpoints.load(steps).state
@@ -197,6 +235,9 @@ def _train(
             run.update_state(status="finished")
             if tracking is not None:
                 _send_files(tracking, run, state)
+                if engine is not None or not tracking.has_model:
+                    rows = sample_rows(config, prepared.dataset, 2)
+                    tracking.model(prepared.model, rows, steps)
     return Result(run.path, prepared.model, plan, _last_evaluations(run))
 
 
@@ -228,7 +269,7 @@ def _send_files(tracking: TrackingObserver, run: RunDirectory, state: State) -> 
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "model.safetensors"
         export(state, file)
-        tracking.artifact(file, "model")
+        tracking.artifact(file, "weights")
     for name in ("config.yaml", "plan.json", "version.json"):
         tracking.artifact(run.path / name)
 

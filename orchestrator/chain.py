@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from learning.build import Program
 from learning.data import AugmentSettings, Dataset, DataSettings
 from learning.errors import UserError
 from learning.units import Unit
+from orchestrator.borrowed import Borrowed, surrounding_group
 from orchestrator.calls import Calls, doing, ending
 from orchestrator.lane import Actor, Cast, Lane, cast
 from orchestrator.losses import ActorLostError, Loss
@@ -38,6 +39,7 @@ class Chain:
     Attributes:
         lanes: in the order in which they came; the first leads.
         spare: actors that left the chain and have not ended, with their placement groups.
+        is_fixed: whether its room was given to it, as in a trial: it neither grows nor moves.
     """
 
     def __init__(
@@ -85,14 +87,25 @@ class Chain:
         self.cast: Cast = partial(cast, program, blocks, batches, classes, threads, source)
         self.lanes: list[Lane] = []
         self.spare: list[Lane] = []
+        self.is_fixed = False
         try:
-            check_fit(plan, free_resources(), lanes)
-            for number in range(1, lanes + 1):
-                self.lanes.append(Lane(number, self.cast(number), Placement.now(plan)))
+            for number, placement in enumerate(self._room(lanes), start=1):
+                self.lanes.append(Lane(number, self.cast(number), placement))
             self.renew()
         except BaseException:
             self.close()
             raise
+
+    def _room(self, lanes: int) -> Iterator[Placement]:
+        """Room for each lane: in the group that this process is in, if it is in one."""
+        group = surrounding_group()
+        if group is not None:
+            self.is_fixed = True
+            yield from Borrowed.all_lanes(self.plan, group, lanes)
+            return
+        check_fit(self.plan, free_resources(), lanes)
+        for _ in range(lanes):
+            yield Placement.now(self.plan)
 
     @property
     def actors(self) -> list[Actor]:

@@ -95,6 +95,8 @@ class Elasticity:
             self._cancel_growth()  # it may be on that node
         if self._move is not None and self._move.must_end(now, bool(self.noticed)):
             self._give_up_move()
+        if self._chain.is_fixed:
+            return
         if self._move is None and now >= self._no_move_until:
             self._move_from_drains()
             self._move_from_slow_nodes()

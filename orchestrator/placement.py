@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import ray
 from pydantic import Field, field_validator
@@ -55,20 +56,44 @@ def even_cpus(available: float, blocks: int) -> float:
     return max(0.01, min(1.0, int(100 * available / blocks) / 100))
 
 
+class Asks(Protocol):
+    """What a block reserves, such as `BlockPlan` says it."""
+
+    @property
+    def index(self) -> int:
+        """The block, from 1."""
+        ...
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of its bundle."""
+        ...
+
+    @property
+    def gpus(self) -> float:
+        """Its share of a GPU."""
+        ...
+
+
 def check_fit(plan: Plan, nodes: Sequence[dict[str, float]], lanes: int = 1) -> None:
+    """Check that every block's bundle finds room in each lane; see `check_room`."""
+    check_room(plan.blocks, nodes, lanes)
+
+
+def check_room(asked: Sequence[Asks], nodes: Sequence[dict[str, float]], lanes: int = 1) -> None:
     """Check that every block's bundle finds room in each lane, by first fit of the largest.
 
     A block's share of a GPU lies on one GPU: two with a third free each have no room for a half.
 
     Args:
-        plan: with the CPUs and GPUs of each block.
+        asked: the CPUs and GPUs of each block.
         nodes: free resources of each node, `CPU` and `GPU`.
 
     Raises:
         UserError: naming what is asked, what there is, and the fix.
     """
     free = [{"CPU": node.get("CPU", 0.0), **_each_gpu(node)} for node in nodes]
-    blocks = [block for block in plan.blocks for _ in range(lanes)]
+    blocks = [block for block in asked for _ in range(lanes)]
     for block in sorted(blocks, key=lambda b: (b.gpus, b.cpus), reverse=True):
         for node in free:
             gpu = next((n for n in node if n != "CPU" and node[n] + 1e-9 >= block.gpus), None)
@@ -83,7 +108,7 @@ def check_fit(plan: Plan, nodes: Sequence[dict[str, float]], lanes: int = 1) -> 
                 "CPU": sum(b.cpus for b in blocks),
                 "GPU": sum(b.gpus for b in blocks),
             }
-            what = f"{len(plan.blocks)} blocks" + (f" in {lanes} lanes" if lanes > 1 else "")
+            what = f"{len(asked)} blocks" + (f" in {lanes} lanes" if lanes > 1 else "")
             fewer = "lower blocks.count, " + ("lanes.min, " if lanes > 1 else "")
             raise UserError(
                 f"the plan does not fit the cluster: {what} need "
@@ -164,8 +189,14 @@ class Placement:
         return {
             "num_cpus": _rounded_down(plan.cpus * share),
             "num_gpus": _rounded_down(plan.gpus * share),
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[block], 0),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self._groups[block], self._bundle(block)
+            ),
         }
+
+    def _bundle(self, block: int) -> int:
+        """The index of a block's bundle in its group."""
+        return 0
 
     @property
     def blocks(self) -> list[int]:

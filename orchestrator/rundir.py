@@ -45,7 +45,7 @@ _REPLACED = ("state.json", _METRICS, _SPANS)
 class RunState(Settings):
     """How far a run has come; `steps` counts finished steps."""
 
-    status: Literal["running", "finished", "failed"] = "running"
+    status: Literal["running", "finished", "failed", "stopped"] = "running"
     steps: int = Field(default=0, ge=0)
     mlflow_run_id: str | None = Field(default=None)
     error: str | None = Field(default=None, description="why the run failed")
@@ -130,10 +130,13 @@ class RunDirectory:
         return cls(path)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, patience: float = 0.0) -> Iterator[None]:
         """Keep other processes out and clear away what a killed one left behind.
 
         The operating system releases the lock when the process ends, however it ends.
+
+        Args:
+            patience: seconds to wait for a process that is about to end.
 
         Raises:
             UserError: when the run is in use.
@@ -147,7 +150,7 @@ class RunDirectory:
             ) from error
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file, patience)
             except BlockingIOError as error:
                 holder = os.pread(file.fileno(), 20, 0).decode(errors="replace").strip()
                 raise UserError(
@@ -264,3 +267,20 @@ class RunDirectory:
             # Half a line may be there (a full disk): opening again removes it.
             self._files.pop(name).close()
             raise
+
+
+def _lock(file: FileIO, patience: float) -> None:
+    """Lock a file.
+
+    Raises:
+        BlockingIOError: when another process has it all the time.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.05)  # the system's own wait has no end

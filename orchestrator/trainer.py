@@ -37,6 +37,10 @@ from orchestrator.storage import StorageError
 _log = logging.getLogger(__name__)
 
 
+class StopTraining(Exception):  # noqa: N818 - no error
+    """An observer raises it to end a run early: its records say `stopped`, and it can go on."""
+
+
 class Observer:
     """Whoever wants to know how training goes; called in the order of steps. This one does not."""
 
@@ -46,8 +50,14 @@ class Observer:
     def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
         """A split was evaluated with the weights after `step`."""
 
+    def saved(self, steps: int) -> None:
+        """A checkpoint of so many finished steps is complete."""
+
     def worked(self, actor: str, spans: Sequence[Span]) -> None:
         """An actor reported what it did."""
+
+    def sent(self, actor: str, size: int) -> None:
+        """In what it reported last an actor sent messages of `size` bytes; follows `worked`."""
 
     def recovered(self, incident: Incident) -> None:
         """Actors were lost, and what was lost with them has been done again."""
@@ -139,6 +149,7 @@ class Trainer:
                     self.run.append_spans(event.actor, event.spans)
                     for observer in self.observers:
                         observer.worked(event.actor, event.spans)
+                        observer.sent(event.actor, event.bytes_sent)
                 case StepDone():
                     self._record(event.step, "train", event.metrics)
                     for observer in self.observers:
@@ -213,6 +224,9 @@ class Trainer:
             loss = Loss("checkpoint", "storage", "", 0, str(error))
             instead = "the run went on without this checkpoint"
             self.record(Incident(0, time.time(), event.step, [loss], instead=instead))
+            return
+        for observer in self.observers:
+            observer.saved(event.step + 1)
 
     def _save(self, event: SnapshotTaken, value: float | None) -> None:
         """Save a checkpoint; in another thread.

@@ -28,9 +28,13 @@ from benchmarks import records
 from blocklocal import cli
 from blocklocal.compare.study import Study
 from blocklocal.config import RunConfig, _models, known_keys, overlay
+from blocklocal.sweep_checks import check_points, check_values
+from blocklocal.sweep_file import SweepFile
 from learning.rules import RULES, Local
 from learning.settings import AdamWSettings
 from tests.learning.helpers import learner_settings, make_engine, mlp, shards_of, snapshot, train
+from tuning.searchers import known_points
+from tuning.settings import SchedulerSettings, SearcherSettings, SweepSettings
 
 ROOT = Path(__file__).parent.parent
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -38,6 +42,9 @@ CONFIGURATION = ROOT / "docs/configuration.md"
 RESULTS = ROOT / "benchmarks/results"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *RESULTS.rglob("*.md")])
 
+MODELS = ((RunConfig, ""), (SweepSettings, "sweep."))
+"""What is documented, with the beginning of its keys."""
+KEYS = [key for model, prefix in MODELS for key in known_keys(model, prefix)]
 QUICK = {
     "training.steps": 2,
     "training.batch": 16,
@@ -83,17 +90,17 @@ def settings(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[t
 def test_every_key_is_documented() -> None:
     sections = set(re.findall(r"^##+ `([\w.]+)`$", CONFIGURATION.read_text(), re.MULTILINE))
     rows = {key for key, _ in documented()}
-    assert sorted(set(known_keys()) - rows - sections) == []
+    assert sorted(set(KEYS) - rows - sections) == []
 
 
 def test_no_other_key_is_documented() -> None:
     sections = set(re.findall(r"^##+ `([\w.]+)`$", CONFIGURATION.read_text(), re.MULTILINE))
     rows = {key for key, _ in documented()}
-    assert sorted((rows | sections) - set(known_keys())) == []
+    assert sorted((rows | sections) - set(KEYS)) == ["sweep"]
 
 
 def test_no_page_names_a_key_that_does_not_exist() -> None:
-    known, tops = set(known_keys()), "|".join(RunConfig.model_fields)
+    known, tops = set(KEYS), "|".join([*RunConfig.model_fields, "sweep"])
     for page in PAGES:
         for key in re.findall(rf"`((?:{tops})\.[a-z_.]+)(?:=[^`]*)?`", page.read_text()):
             is_file = key.endswith((".py", ".yaml", ".json", ".md"))
@@ -103,7 +110,7 @@ def test_no_page_names_a_key_that_does_not_exist() -> None:
 def test_documented_defaults_and_kinds() -> None:
     rows = documented()
     seen = set()
-    for key, kind, info in settings():
+    for key, kind, info in (row for model, prefix in MODELS for row in settings(model, prefix)):
         row = (key, kind) if (key, kind) in rows else (key, "any")
         assert row in rows, f"{key} is not documented for kind {kind}"
         seen.add(row)
@@ -218,7 +225,17 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_readme_commands_parse() -> None:
     found = {shlex.split(line)[1] for line in commands()}
-    assert found == {"train", "eval", "export", "plan", "timeline", "compare", "doctor"}
+    assert found == {
+        "train",
+        "eval",
+        "export",
+        "plan",
+        "timeline",
+        "compare",
+        "track",
+        "doctor",
+        "tune",
+    }
     for line in commands():
         words = shlex.split(line, comments=True)[1:]
         cli.app.parse_args(words, exit_on_error=False, print_error=False)
@@ -227,15 +244,14 @@ def test_readme_commands_parse() -> None:
 def test_readme_commands_run(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quick = [f"{key}={json.dumps(value)}" for key, value in QUICK.items()]
     for line in commands():
-        words = shlex.split(line.replace("$lr", "0.003"), comments=True)[1:]
-        if words[0] == "doctor":  # needs Ray
+        words = shlex.split(line, comments=True)[1:]
+        if words[0] in ("doctor", "tune"):  # need Ray
             continue
         if words[0] in ("train", "plan", "compare") and "--resume" not in words:
             words += quick
         assert cli.main(words) == 0, (line, capsys.readouterr().err)
     assert (directory / "weights.safetensors").is_file()
     assert (directory / "runs/first/timeline.png").is_file()
-    assert list(directory.glob("runs/lr-0.003-*"))
     assert (directory / "studies/digits/report.md").is_file()
 
 
@@ -254,6 +270,24 @@ def test_the_study_of_the_page_on_comparing(
     for name, info in Study.model_fields.items():
         assert (keys[name] == "-") == info.is_required(), name
     assert keys["seeds"] == f"`{list(Study.model_fields['seeds'].default)}`"
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs/sweeps.md"], ids=["README", "sweeps"])
+def test_the_sweeps_of_pages(page: Path, tmp_path: Path) -> None:
+    (sweep,) = [code for code in code_blocks(page, "yaml") if "space:" in code]
+    (tmp_path / "sweep.yaml").write_text(sweep)
+    file = SweepFile.read(tmp_path / "sweep.yaml")
+    points = known_points(file.settings, file.space)
+    assert len(points) == 12
+    check_points(file, points.values())
+    check_values(file)
+
+
+def test_the_page_on_sweeps_knows_every_kind() -> None:
+    text = (ROOT / "docs/sweeps.md").read_text()
+    for union in (SearcherSettings, SchedulerSettings):
+        for model in _models(union):
+            assert f"| `{model.model_fields['kind'].default}` |" in text
 
 
 # --- examples ---------------------------------------------------------------------------------

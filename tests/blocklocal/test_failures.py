@@ -17,8 +17,18 @@ from blocklocal.preparation import prepare
 from orchestrator.inline import InlineEngine
 from orchestrator.plan import make_plan
 from orchestrator.rundir import RunDirectory
-from tests.blocklocal.helpers import SMALL, blobs, listing, metrics_of, refused, state_of
-from tuning.tracking import Tracker
+from tests.blocklocal.helpers import (
+    SMALL,
+    blobs,
+    command,
+    listing,
+    metrics_of,
+    only_sentence,
+    refused,
+    sentence,
+    state_of,
+)
+from tuning.store import Store
 
 Capture = pytest.CaptureFixture[str]
 
@@ -70,40 +80,47 @@ def test_a_failure_of_closing_alone_is_raised(monkeypatch: pytest.MonkeyPatch) -
     assert state_of(Path("run"))["status"] == "finished"
 
 
-def test_training_outlives_mlflow(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_training_outlives_mlflow_and_sends_what_waits_later(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("tuning.tracking.BUFFERED_METRICS", 1)
-    monkeypatch.setattr(Tracker, "flush", _fail("http://me:secret@host is gone"))
-    monkeypatch.setattr(Tracker, "log_artifact", _fail("gone"))
-    with caplog.at_level(logging.WARNING):
-        assert cli.main(["train", *WORDS, "tracking.enabled=true"]) == 0
-    said = [r.message for r in caplog.records if r.name == "blocklocal.observers"]
-    numbers = sum(len(record) - 2 for record in metrics_of(Path("run")))
-    assert said == [
-        "MLflow failed (http://me:***@host is gone): training goes on without it",
-        f"MLflow lacks {numbers} metrics of this run, and perhaps files: the run directory has all",
-    ]
-    assert state_of(Path("run"))["status"] == "finished"
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(Store, "deliver", _fail("http://me:secret@host is gone"))
+        words = [*WORDS, "tracking.enabled=true", "tracking.patience=0.1"]
+        assert cli.main(["train", *words]) == 0
+    said = [r.message for r in caplog.records if r.name.startswith(("tuning", "blocklocal"))]
+    first, last = said
+    assert "fails (http://me:***@host is gone): training goes on, and records wait in" in first
+    run = Path("run").absolute()
+    assert last.endswith(f"wait in {run / 'tracking'}: send them with blocklocal track {run}")
+    assert state_of(run)["status"] == "finished"
+    records = int(last.split()[0])
+    assert command(capsys, "track", "run") == f"sent {records} records to MLflow\n"
+    client = MlflowClient(tracking_uri=f"sqlite:///{run.parent / 'mlflow.db'}")
+    tracked = client.get_run(state_of(run)["mlflow_run_id"])
+    assert tracked.info.status == "FINISHED" and len(tracked.outputs.model_outputs) == 1
+    losses = [r["block1/loss"] for r in metrics_of(run) if r["split"] == "train"]
+    history = client.get_metric_history(tracked.info.run_id, "train/block1/loss")
+    assert [m.value for m in sorted(history, key=lambda m: m.step)] == losses
+    assert command(capsys, "track", "run") == "nothing in run waits for MLflow\n"
 
 
-def test_what_waits_is_sent_when_mlflow_comes_back(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_directory_without_a_run_is_not_sent(capsys: Capture, here: Path) -> None:
+    said = refused(capsys, "track", "nowhere")
+    assert said == "nowhere holds no run and no sweep: choose the directory of one"
+
+
+def test_what_waits_is_not_sent_while_nobody_answers(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flush, calls = Tracker.flush, []
-
-    def sometimes(tracker: Tracker) -> None:
-        calls.append(1)
-        if len(calls) == 1:
-            raise OSError("gone")
-        flush(tracker)
-
-    monkeypatch.setattr("tuning.tracking.BUFFERED_METRICS", 1)
-    monkeypatch.setattr(Tracker, "flush", sometimes)
-    with caplog.at_level(logging.WARNING):
-        assert cli.main(["train", *WORDS, "tracking.enabled=true"]) == 0
-    numbers = sum(len(record) - 2 for record in metrics_of(Path("run"))) - 4  # step 0 waited
-    assert f"MLflow lacks {numbers} metrics" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "deliver", _fail("gone"))
+        words = [*WORDS, "tracking.enabled=true", "tracking.patience=0"]
+        assert cli.main(["train", *words]) == 0
+        capsys.readouterr()
+        said = sentence(capsys, "track", "run")
+        assert "fails (gone) and" in said and said.endswith("tracking: try again later")
+    said = sentence(capsys, "track", "run", "--uri", "http://127.0.0.1:9")
+    assert said.startswith("cannot track with MLflow at http://127.0.0.1:9 (")
 
 
 def test_what_was_given_is_not_tracked_as_defaults(here: Path) -> None:
@@ -161,13 +178,10 @@ def test_a_network_without_parameters_has_a_plan() -> None:
 def test_a_run_that_mlflow_refuses_late_fails(
     capsys: Capture, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise UserError("cannot track with MLflow at a place: set tracking.uri")
-
-    monkeypatch.setattr(training, "Tracker", refuse)
+    monkeypatch.setattr("tuning.sending.Store", _fail("no answer"))
     assert cli.main(["train", *WORDS, "tracking.enabled=true"]) == 2
-    error = capsys.readouterr().err
-    assert error == "blocklocal: cannot track with MLflow at a place: set tracking.uri\n"
+    error = only_sentence(capsys.readouterr().err)
+    assert error.startswith(f"cannot track with MLflow at sqlite:///{here}/mlflow.db (no answer): ")
     assert state_of(here / "run")["status"] == "failed"
 
 

@@ -125,7 +125,7 @@ def test_batches_are_made_where_the_run_makes_them(
 ) -> None:
     """Two shards of 3 s each, and 0.5 s for each batch that block 1 makes."""
     took = {**times(1.0, 2.0), Kind.BATCH: 0.5}
-    monkeypatch.setattr(preparation, "_available", lambda: cores)
+    monkeypatch.setattr(preparation, "available_cpus", lambda: cores)
     monkeypatch.setattr(
         simulating, "measure_costs", lambda program, *_, **__: costs_of(program, took)
     )

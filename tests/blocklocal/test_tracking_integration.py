@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow.pyfunc
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from blocklocal import cli
+from blocklocal import cli, sending
 from blocklocal.config import dotted, load_config
 from blocklocal.inference import evaluate_model
 from learning.data import load_dataset
@@ -86,11 +87,11 @@ def test_tags_say_rule_network_plan_and_commit(finished: Path) -> None:
     assert run.data.tags["commit"]
 
 
-def test_the_final_model_is_an_artifact(finished: Path, tmp_path: Path) -> None:
+def test_the_final_weights_are_an_artifact(finished: Path, tmp_path: Path) -> None:
     client, run = _tracked(finished)
     top = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert top == {"model", "config.yaml", "plan.json", "version.json"}
-    (file,) = client.list_artifacts(run.info.run_id, "model")
+    assert top == {"weights", "config.yaml", "plan.json", "version.json"}
+    (file,) = client.list_artifacts(run.info.run_id, "weights")
     copy = client.download_artifacts(run.info.run_id, file.path, str(tmp_path))
     config = load_config(finished / "config.yaml")
     model = build_network(config.network, (1, 8, 8), 10, seed=99)
@@ -99,13 +100,35 @@ def test_the_final_model_is_an_artifact(finished: Path, tmp_path: Path) -> None:
     assert accuracy == metrics_of(finished)[-1]["block2/accuracy"]
 
 
+def test_the_final_model_is_logged_once_with_its_signature(finished: Path) -> None:
+    client, run = _tracked(finished)
+    (model,) = client.search_logged_models(
+        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"
+    )
+    (output,) = run.outputs.model_outputs
+    assert (output.model_id, output.step) == (model.model_id, 6)
+    loaded = mlflow.pyfunc.load_model(model.artifact_location)
+    assert loaded.metadata.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
+    config = load_config(finished / "config.yaml")
+    test = load_dataset(config.data).test
+    scores = loaded.predict(test.x.astype("float32"))
+    accuracy = float((scores.argmax(-1) == test.y).mean())
+    assert accuracy == pytest.approx(metrics_of(finished)[-1]["block2/accuracy"], abs=0.02)
+
+
+def test_nothing_waits(finished: Path) -> None:
+    assert {path.name for path in (finished / "tracking").iterdir()} == {"lock", "sent.json"}
+    assert sending.send(finished, None) == (0, None)
+
+
 def test_a_resumed_run_goes_on_in_the_same_one(finished: Path) -> None:
     before = state_of(finished)["mlflow_run_id"]
     assert cli.main(["train", "--resume", str(finished), "tracking.enabled=false"]) == 0
     assert state_of(finished)["mlflow_run_id"] == before
     assert cli.main(["train", "--resume", str(finished)]) == 0
     assert state_of(finished)["mlflow_run_id"] == before
-    assert _tracked(finished)[1].info.status == "FINISHED"
+    _, run = _tracked(finished)
+    assert run.info.status == "FINISHED" and len(run.outputs.model_outputs) == 1
 
 
 def test_a_failed_run_is_failed(finished: Path) -> None:

@@ -1,0 +1,42 @@
+"""The command `blocklocal tune`; Ray Tune is imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from learning.errors import UserError
+
+INTERRUPTED = 130  # the exit code after Ctrl-C
+
+
+def tune_command(
+    *words: Annotated[str, Parameter(help="a sweep file, then dotted.key=value settings")],
+    resume_sweep: Annotated[
+        Path | None, Parameter(name="--resume", help="the directory of a sweep")
+    ] = None,
+    dry_run: Annotated[bool, Parameter(help="check everything, print what would run")] = False,
+) -> int:
+    """Search hyperparameters: many runs of one configuration, or go on with a sweep."""
+    from blocklocal import sweeping
+
+    if resume_sweep is not None:
+        if dry_run:
+            raise UserError("--dry-run does not go with --resume: leave one of them out")
+        if words:
+            raise UserError(f"--resume goes on with a sweep as it is: leave {words[0]!r} out")
+        over = sweeping.go_on(resume_sweep, _say)
+    else:
+        if not words or "=" in words[0]:
+            raise UserError("blocklocal tune needs a sweep file: blocklocal tune sweep.yaml")
+        over = sweeping.start(Path(words[0]), words[1:], _say, dry_run=dry_run)
+    if not over:
+        print("blocklocal: interrupted; go on with blocklocal tune --resume", file=sys.stderr)
+    return 0 if over else INTERRUPTED
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

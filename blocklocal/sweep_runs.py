@@ -1,0 +1,175 @@
+"""The run of a trial: prepared, trained and gone on with inside the trial's actor."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blocklocal.config import RunConfig, make_config
+from blocklocal.preparation import Prepared, prepare
+from blocklocal.resuming import start_of, with_absolute_paths
+from blocklocal.sweep_file import varied
+from blocklocal.training import resume, train
+from learning.errors import UserError
+from orchestrator.events import Metrics
+from orchestrator.placement import even_cpus
+from orchestrator.rundir import RunDirectory
+from orchestrator.trainer import Observer
+from tuning.records import flatten, read_evaluations
+from tuning.space import Values
+from tuning.trial import Listener, Request
+
+LEAVING_SECONDS = 60.0
+"""For the last life of a trial to leave its run: its process may have just been told to end."""
+_MAY_DIFFER = ("run", "engine", "lanes", "tracking", "checkpoints")
+"""Sections that do not change what a trial learns."""
+
+
+@dataclass(frozen=True)
+class TrialRuns:
+    """How the trials of a sweep are run.
+
+    Attributes:
+        base: the configuration that trials change.
+        cpus: of the cluster that one trial may have.
+        cores: of a machine that one trial may have.
+    """
+
+    base: Mapping[str, Any]
+    cpus: float
+    cores: int
+
+    def config(self, values: Values) -> RunConfig:
+        """The configuration of a trial, with what it reserves.
+
+        Raises:
+            UserError: when these values do not go together.
+        """
+        config = varied(self.base, values)
+        engine, resources = config.engine, config.engine.resources
+        blocks = config.blocks.count
+        actors = blocks if engine.kind == "ray" else 1
+        resources = resources.model_copy(
+            update={
+                "cpus": resources.cpus or even_cpus(self.cpus, actors * config.lanes.min),
+                "threads": resources.threads or max(1, self.cores // actors),
+            }
+        )
+        # Batches are made by block 1: another process would take more than it gives.
+        engine = engine.model_copy(
+            update={"resources": resources, "source": engine.source or "block1"}
+        )
+        tracking = config.tracking.model_copy(update={"enabled": False})
+        return config.model_copy(update={"engine": engine, "tracking": tracking})
+
+    def bundles(self, values: Mapping[str, Any]) -> list[dict[str, float]]:
+        """What a trial reserves: nothing for its own process, which waits, then each block.
+
+        A feedback module is in its block's bundle, and so is what makes the batches.
+        """
+        config = self.config(dict(values))
+        resources = config.engine.resources
+        assert resources.cpus is not None and resources.threads is not None
+        if config.engine.kind == "sequential":
+            return [{"CPU": min(float(resources.threads), max(self.cpus, 0.01))}]
+        gpus = {"GPU": resources.gpus} if resources.gpus else {}
+        block = {"CPU": resources.cpus, **gpus}
+        return [{}, *(dict(block) for _ in range(config.lanes.min * config.blocks.count))]
+
+    def __call__(self, request: Request, listener: Listener) -> None:
+        """Train a trial to its end, or go on with it; see `tuning.trial.Runner`."""
+        if not request.directory.parent.is_dir():
+            raise UserError(
+                f"this node does not see {request.directory.parent}: keep sweeps on a file system "
+                "that all nodes share, sweep.directory"
+            )
+        config = self._named(self.config(request.values), request)
+        run = _left_run(request.directory, config)
+        if run is None:
+            prepared = prepare(config)
+            train(prepared, [Teller(listener, prepared.schedule.steps)])
+            return
+        old = make_config(run.config)
+        resources = config.engine.resources.model_copy(
+            update={"threads": old.engine.resources.threads}  # results depend on it
+        )
+        engine = config.engine.model_copy(update={"resources": resources})
+        prepared = prepare(config.model_copy(update={"engine": engine}), plan=run.plan)
+        _tell_again(run, prepared, request.told, listener)
+        if run.state.status != "finished":
+            teller = Teller(listener, prepared.schedule.steps)
+            resume(prepared, run, [teller], patience=LEAVING_SECONDS)
+
+    def _named(self, config: RunConfig, request: Request) -> RunConfig:
+        name = f"{config.run.name}-{request.directory.name}"
+        update: dict[str, Any] = {"name": name, "directory": request.directory}
+        if request.start is not None:
+            update["start"] = request.start
+        return config.model_copy(update={"run": config.run.model_copy(update=update)})
+
+
+class Teller(Observer):
+    """Tells a trial of each evaluation of its run, once its checkpoint is complete.
+
+    Args:
+        steps: of the run.
+    """
+
+    def __init__(self, listener: Listener, steps: int) -> None:
+        self._listener, self._steps = listener, steps
+        self._trained: dict[str, float] = {}
+        self._evaluated: dict[str, float] = {}
+
+    def stepped(self, step: int, metrics: Metrics) -> None:
+        self._listener.check()
+        self._trained = _flat("train", metrics)
+
+    def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
+        self._evaluated |= _flat(split, metrics)
+
+    def saved(self, steps: int) -> None:
+        if self._evaluated:
+            told, self._evaluated = self._evaluated, {}
+            self._listener.tell(steps, {**self._trained, **told}, steps == self._steps)
+
+
+def _flat(split: str, metrics: Metrics) -> dict[str, float]:
+    return flatten(
+        split, {f"{n}/{m}": v for n, values in metrics.items() for m, v in values.items()}
+    )
+
+
+def _tell_again(run: RunDirectory, prepared: Prepared, told: int, listener: Listener) -> None:
+    """Report what the run has kept and Tune may not have heard of."""
+    kept, steps = start_of(run, None), prepared.schedule.steps
+    for evaluation in read_evaluations(run):
+        if told < evaluation.steps <= kept:
+            listener.tell(evaluation.steps, evaluation.metrics, evaluation.steps == steps)
+
+
+def _left_run(directory: Path, config: RunConfig) -> RunDirectory | None:
+    """What an earlier life of this trial has left, if it trained with these settings.
+
+    A sweep that was killed may have begun a trial that its searcher, brought back to a moment
+    before, does not ask for again: its run is moved out of the way.
+    """
+    if not directory.exists():
+        return None
+    run = RunDirectory.open(directory)
+    before, now = (with_absolute_paths(c) for c in (make_config(run.config), config))
+    if all(
+        getattr(before, s) == getattr(now, s)
+        for s in RunConfig.model_fields
+        if s not in _MAY_DIFFER
+    ):
+        return run
+    for number in itertools.count(1):
+        aside = directory.with_name(f"{directory.name}.unused-{number}")
+        if not aside.exists():
+            os.rename(directory, aside)
+            return None
+    raise AssertionError("numbers have no end")

@@ -1,0 +1,84 @@
+"""Where a sweep is connected to MLflow: what it says of itself, of its trials and of the best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from blocklocal.config import RunConfig, dotted, make_config
+from blocklocal.inference import load_run
+from blocklocal.preparation import sample_rows
+from blocklocal.training import QUEUE
+from orchestrator.rundir import RunDirectory
+from orchestrator.trace import read_spans, write_trace
+from orchestrator.version import code_version
+from tuning.following import Description, Ids, Tracking
+from tuning.records import Outcome
+from tuning.settings import SweepSettings
+from tuning.space import Space
+from tuning.sweep_tracking import SweepTracker
+
+IDS = "tracking.json"
+"""In a sweep's directory: how MLflow calls its runs."""
+
+
+def tracking_of(
+    config: RunConfig, directory: Path, settings: SweepSettings, space: Space
+) -> Tracking | None:
+    """What feeds the trials of a sweep to MLflow; None where tracking is disabled.
+
+    Args:
+        config: that trials change.
+        directory: of the sweep.
+
+    Raises:
+        UserError: when MLflow refuses the sweep.
+    """
+    if not config.tracking.enabled:
+        return None
+    ids = Ids(directory / IDS)
+    parameters = {**dotted(config), **dotted(settings, "sweep.")}
+    parameters |= {f"space.{d.key}": f"{d.kind} {d.extremes()}" for d in space}
+    tags = {
+        "network": config.network.kind,
+        "scheduler": settings.scheduler.kind,
+        "searcher": settings.searcher.kind,
+        "commit": str(code_version()["git_commit"]),
+    }
+    name = config.tracking.run_name or directory.name
+    tracker = SweepTracker(
+        config.tracking,
+        directory.parent,
+        name,
+        parameters,
+        tags,
+        ids.get("sweep"),
+        queue=directory / QUEUE,
+    )
+    return Tracking(tracker, ids, _describe)
+
+
+def _describe(path: Path) -> Description:
+    """What MLflow is told about the run of a trial."""
+    run = RunDirectory.open(path)
+    config = make_config(run.config)
+    spans = read_spans(path / "spans.jsonl")
+    files = [path / name for name in ("config.yaml", "plan.json", "version.json")]
+    if spans:
+        write_trace(spans, path / "trace.json")
+        files.append(path / "trace.json")
+    tags = {
+        "rule": config.rule.kind,
+        "network": config.network.kind,
+        "plan": run.plan.hash(),
+        "commit": str(code_version()["git_commit"]),
+    }
+    return Description(dotted(config), tags, tuple(files))
+
+
+def track_best(tracking: Tracking, best: Outcome) -> None:
+    """Log the model of the best trial, as it was at its last step."""
+    assert best.run is not None
+    run = RunDirectory.open(best.run)
+    step = run.checkpoints.resolve("last")
+    config, dataset, model = load_run(run, step)
+    tracking.best(f"{best.number:04d}", model, sample_rows(config, dataset, 2))

@@ -1,0 +1,267 @@
+"""`blocklocal tune`: check a sweep, run it or go on with it, and write what came of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from blocklocal.clusters import cluster
+from blocklocal.config import RunConfig, make_config
+from blocklocal.preparation import available_cpus, cores
+from blocklocal.sweep_checks import (
+    Length,
+    check_bundles,
+    check_points,
+    check_prepared,
+    check_values,
+)
+from blocklocal.sweep_file import SweepFile
+from blocklocal.sweep_runs import TrialRuns
+from blocklocal.sweep_tracked import track_best, tracking_of
+from learning.errors import UserError
+from orchestrator.files import write_file
+from orchestrator.rundir import RunDirectory
+from tuning.outcome import BEST, PAGE, TABLE, best_of, check_has_best, write_best, write_page
+from tuning.outcome import write_table as write_trials
+from tuning.pictures import draw
+from tuning.records import Outcome
+from tuning.schedulers import check_scheduler
+from tuning.searchers import Points, known_points
+from tuning.sweep import RUNS, Sweep, read_outcomes, run_sweep
+from tuning.tracking import check_place
+
+FILE = "sweep.yaml"
+"""In a sweep's directory: the sweep, every setting resolved."""
+Say = Callable[[str], None]
+
+
+def start(path: Path, words: Sequence[str], say: Say, *, dry_run: bool = False) -> bool:
+    """Run a new sweep.
+
+    Returns:
+        Whether it is over; False: it was interrupted.
+
+    Raises:
+        UserError: before anything is written, for anything that cannot be run.
+    """
+    file = SweepFile.read(path, words)
+    points, length, corners = _checked(file)
+    directory = _directory(file)
+    base = make_config(file.base)
+    check_place(base.tracking, directory.parent)
+    if dry_run:
+        say(yaml.safe_dump(file.dump(), sort_keys=False).rstrip())
+        for number, values in list(points.items())[:10]:
+            say(f"trial {number:04d}: {', '.join(f'{k}={v}' for k, v in values.items())}")
+    with _connected(base):
+        runs = _runs(file)
+        check_bundles(runs, [*corners, *points.values()])
+        if dry_run:
+            return True
+        _create(directory, file)
+        with _locked(directory):
+            return _run(file, directory, points, length, runs, say, resume=False)
+
+
+def go_on(directory: Path, say: Say) -> bool:
+    """Go on with a sweep that was interrupted or killed.
+
+    Returns:
+        Whether it is over.
+
+    Raises:
+        UserError: when there is none, or another process works on it.
+    """
+    directory = Path(os.path.abspath(directory))
+    if not (directory / FILE).is_file():
+        raise UserError(f"{directory} is no sweep (no {FILE}): name the directory of one")
+    file = SweepFile.read(directory / FILE)
+    points, length, corners = _checked(file)
+    with _locked(directory), _connected(make_config(file.base)):
+        runs = _runs(file)
+        check_bundles(runs, [*corners, *points.values()])
+        say(f"going on with {directory}")
+        return _run(file, directory, points, length, runs, say, resume=True)
+
+
+def _connected(base: RunConfig) -> AbstractContextManager[None]:
+    """A cluster for the trials, also where each of them is one process."""
+    engine = base.engine.model_copy(update={"kind": "ray"})
+    return cluster(base.model_copy(update={"engine": engine}))
+
+
+def _checked(file: SweepFile) -> tuple[Points, Length, list[dict[str, Any]]]:
+    """All checks that need no cluster."""
+    points = known_points(file.settings, file.space)
+    checked = check_values(file)
+    check_points(file, points.values())
+    length = check_prepared(checked)
+    check_scheduler(file.settings, file.space, length.steps, length.every)
+    return points, length, [values for values, _ in checked]
+
+
+def _runs(file: SweepFile) -> TrialRuns:
+    """How trials are run on the cluster that is connected."""
+    parallel = file.settings.parallel or 1
+    return TrialRuns(file.base, available_cpus() / parallel, max(1, cores() // parallel))
+
+
+def _run(
+    file: SweepFile,
+    directory: Path,
+    points: Points,
+    length: Length,
+    runs: TrialRuns,
+    say: Say,
+    *,
+    resume: bool,
+) -> bool:
+    sweep = Sweep(
+        file.settings,
+        file.space,
+        directory,
+        length.steps,
+        length.every,
+        points,
+        runs,
+        runs.bundles,
+    )
+    tracking = tracking_of(make_config(file.base), directory, file.settings, file.space)
+    began = time.monotonic()
+    status, files = "FAILED", ()
+    try:
+        over = run_sweep(sweep, say, tracking, resume=resume)
+        say(f"{time.monotonic() - began:.0f} s")
+        if over:
+            best, files = write_outcome(directory, file, say)
+            if tracking is not None:
+                track_best(tracking, best)
+        status = "FINISHED" if over else "KILLED"
+    finally:
+        if tracking is not None:
+            tracking.end(status, files)
+    return over
+
+
+def write_outcome(directory: Path, file: SweepFile, say: Say) -> tuple[Outcome, tuple[Path, ...]]:
+    """Write the tables, the pictures and the best configuration of a sweep.
+
+    Returns:
+        The best trial, and the files.
+
+    Raises:
+        UserError: when no trial could be trained; the tables are written all the same.
+    """
+    settings, metric = file.settings, file.settings.metric
+    outcomes = read_outcomes(directory)
+    write_trials(directory / TABLE, outcomes, file.space.keys, metric)
+    pictures = draw(directory, outcomes, file.space, metric, settings.better)
+    best = best_of(outcomes, metric, settings.better)
+    name = make_config(file.base).run.name
+    write_page(directory / PAGE, name, outcomes, file.space, settings, pictures)
+    best = check_has_best(best, outcomes)
+    write_best(directory / BEST, best_tree(file, best), best, metric)
+    say(f"best: trial {best.number:04d}, {metric} {best.last(metric):.6g}")
+    say(f"wrote {directory / PAGE}, {TABLE}, {BEST} and {len(pictures)} pictures")
+    return best, (directory / PAGE, directory / TABLE, directory / BEST, *pictures)
+
+
+def best_tree(file: SweepFile, best: Outcome) -> dict[str, Any]:
+    """The configuration that trains a trial again, to the bit.
+
+    What decides bits is fixed as the trial had it, the cut and the number of threads; what a trial
+    reserved and where it was kept is the sweep's own again.
+    """
+    assert best.run is not None
+    run = RunDirectory.open(best.run)
+    trial, base = make_config(run.config), make_config(file.base)
+    cuts = tuple(block.units[0] for block in run.plan.blocks[1:])
+    resources = base.engine.resources.model_copy(
+        update={
+            "threads": trial.engine.resources.threads,
+            "gpus": trial.engine.resources.gpus,
+        }
+    )
+    engine = base.engine.model_copy(update={"resources": resources})
+    made = trial.model_copy(
+        update={
+            "run": base.run.model_copy(
+                update={"name": f"{base.run.name}-best", "start": trial.run.start}
+            ),
+            "blocks": trial.blocks.model_copy(update={"at": cuts, "count": len(cuts) + 1}),
+            "engine": engine,
+            "tracking": base.tracking,
+            "checkpoints": base.checkpoints,
+        }
+    )
+    return RunConfig.model_validate(made.model_dump()).model_dump(mode="json")
+
+
+def _directory(file: SweepFile) -> Path:
+    """Where a new sweep is kept.
+
+    Raises:
+        UserError: when it is taken.
+    """
+    given = file.settings.directory
+    if given is None:
+        name = file.base["run"]["name"]
+        first = Path("sweeps") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        given, number = first, 1
+        while given.exists():
+            number += 1
+            given = first.with_name(f"{first.name}-{number}")
+    path = Path(os.path.abspath(given.expanduser()))
+    if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
+        raise UserError(
+            f"sweep.directory = {path} exists and is not an empty directory: choose another or go "
+            "on with blocklocal tune --resume"
+        )
+    return path
+
+
+def _create(directory: Path, file: SweepFile) -> None:
+    """Make the directory of a new sweep, all of it or nothing.
+
+    Raises:
+        UserError: when it cannot be written.
+    """
+    new = directory.parent / f".{directory.name}.new-{os.getpid()}"
+    text = yaml.safe_dump(file.dump(), sort_keys=False, allow_unicode=True)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        (new / RUNS).mkdir(parents=True)
+        write_file(new / FILE, [text.encode()])
+        os.rename(new, directory)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise UserError(
+            f"cannot create sweep.directory = {directory} ({error.strerror}): choose another"
+        ) from error
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep other processes from working on a sweep.
+
+    Raises:
+        UserError: when one does.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(
+            f"another blocklocal tune works on {directory}: wait until it ends or stop it"
+        ) from error
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,159 @@
+"""What a sweep leaves behind: tables of its trials, and the configuration of the best."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from learning.errors import UserError
+from orchestrator.files import replace_file
+from tuning.records import Outcome
+from tuning.settings import Mode, SweepSettings
+from tuning.space import Space
+
+TABLE, PAGE, BEST = "trials.csv", "report.md", "best.yaml"
+PICTURES = ("curves.png", "parallel.png", "importance.png")
+_SHOWN = 25  # rows of the page; the csv has all
+
+
+def best_of(outcomes: Sequence[Outcome], metric: str, mode: Mode) -> Outcome | None:
+    """The best trial: of those that trained to the end, or where none did, of all.
+
+    A trial that was stopped early may look better than it would have become, or worse.
+    """
+    done = [o for o in outcomes if o.status == "finished" and o.last(metric) is not None]
+    rest = [o for o in outcomes if o.status != "failed" and o.last(metric) is not None]
+    ranked = ranking(done or rest, metric, mode)
+    return ranked[0] if ranked else None
+
+
+def ranking(outcomes: Sequence[Outcome], metric: str, mode: Mode) -> list[Outcome]:
+    """Trials by their last value, the best first; those that trained longer first among equals."""
+    sign = -1.0 if mode == "max" else 1.0
+
+    def key(outcome: Outcome) -> tuple[bool, bool, float, int, int]:
+        value = outcome.last(metric)
+        failed = outcome.status in ("failed", "lost")
+        steps = outcome.evaluations[-1].steps if outcome.evaluations else 0
+        return failed, value is None, sign * (value or 0.0), -steps, outcome.number
+
+    return sorted(outcomes, key=key)
+
+
+def write_table(path: Path, outcomes: Sequence[Outcome], keys: Sequence[str], metric: str) -> None:
+    """Write all trials as CSV, by number."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["trial", "status", "steps", metric, *keys, "run", "why"])
+    for outcome in sorted(outcomes, key=lambda o: o.number):
+        value = outcome.last(metric)
+        writer.writerow(
+            [
+                outcome.number,
+                outcome.status,
+                outcome.evaluations[-1].steps if outcome.evaluations else 0,
+                "" if value is None else value,
+                *(_cell(outcome.values[key]) if key in outcome.values else "" for key in keys),
+                "" if outcome.run is None else outcome.run.name,
+                outcome.why,
+            ]
+        )
+    replace_file(path, [file.getvalue().encode()])
+
+
+def write_best(path: Path, tree: Mapping[str, Any], best: Outcome, metric: str) -> None:
+    """Write the configuration that trains the best trial again.
+
+    Args:
+        tree: of that configuration.
+    """
+    value = best.last(metric)
+    note = (
+        f"# Trial {best.number:04d}: {metric} {value} after {best.evaluations[-1].steps} steps.\n"
+    )
+    if best.status != "finished":
+        note += "# It was stopped there; this trains it to the end.\n"
+    text = yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+    replace_file(path, [(note + text).encode()])
+
+
+def write_page(
+    path: Path,
+    name: str,
+    outcomes: Sequence[Outcome],
+    space: Space,
+    settings: SweepSettings,
+    pictures: Sequence[Path],
+) -> None:
+    """Write a page about a sweep: how its trials ended, the best ones, pictures."""
+    metric, mode = settings.metric, settings.better
+    best = best_of(outcomes, metric, mode)
+    counts = {s: sum(o.status == s for o in outcomes) for s in dict.fromkeys(_statuses(outcomes))}
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    lines = [
+        f"# Sweep {name}",
+        "",
+        f"{len(outcomes)} trials: {told}. {metric}, {mode} is better; searcher "
+        f"{settings.searcher.kind}, scheduler {settings.scheduler.kind}.",
+        "",
+    ]
+    if best is not None:
+        lines += [
+            f"The best is trial {best.number:04d}, {metric} {best.last(metric):.6g}: "
+            f"`blocklocal train {BEST}` trains it again.",
+            "",
+        ]
+    keys = space.keys
+    lines += [
+        "| " + " | ".join(["trial", metric, "steps", "status", *keys]) + " |",
+        "|---" * (4 + len(keys)) + "|",
+    ]
+    shown = ranking(outcomes, metric, mode)[:_SHOWN]
+    for outcome in shown:
+        value = outcome.last(metric)
+        cells = [
+            f"{outcome.number:04d}",
+            "" if value is None else f"{value:.6g}",
+            str(outcome.evaluations[-1].steps if outcome.evaluations else 0),
+            outcome.status,
+            *(_short(outcome.values[k]) if k in outcome.values else "" for k in keys),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append("")
+    if len(shown) < len(outcomes):
+        lines += [f"The other {len(outcomes) - len(shown)} are in {TABLE}.", ""]
+    for outcome in outcomes:
+        if outcome.why:
+            lines += [f"- trial {outcome.number:04d} {outcome.status}: {outcome.why}"]
+    lines += ["", *(f"![{p.stem}]({p.name})\n" for p in pictures)]
+    replace_file(path, ["\n".join(lines).rstrip().encode() + b"\n"])
+
+
+def check_has_best(best: Outcome | None, outcomes: Sequence[Outcome]) -> Outcome:
+    """The best trial.
+
+    Raises:
+        UserError: when every trial failed.
+    """
+    if best is None:
+        why = next((o.why for o in outcomes if o.why), "no trial has an evaluation")
+        raise UserError(f"no trial of the sweep could be trained ({why}): change its space")
+    return best
+
+
+def _statuses(outcomes: Sequence[Outcome]) -> list[str]:
+    order = ("finished", "stopped", "failed", "lost", "unfinished")
+    return sorted((o.status for o in outcomes), key=order.index)
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, int | float | str) else yaml.safe_dump(value).strip()
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(_cell(value)).replace("|", "/")
