@@ -209,7 +209,8 @@ def relative(path: Path, base: Path) -> str:
 
 def left_behind(records: int, uri: str, queue: Path) -> str:
     """What to say about records that wait on after the end."""
+    directory = queue.parent if queue.name == "tracking" else queue
     return (
         f"{records} records for MLflow at {uri} wait in {queue}: send them with "
-        f"blocklocal track {queue.parent}"
+        f"blocklocal track {directory}"
     )
