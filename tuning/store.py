@@ -27,7 +27,7 @@ from tuning.spool import Position, Record
 from tuning.tracking import place, redacted
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
 
     from tuning.tracking import TrackingSettings
 
@@ -110,22 +110,28 @@ class Store:
     def _send_metrics(
         self, waiting: dict[str, list[Record]], refuse: Callable[[Record, str], None]
     ) -> None:
+        for run in list(waiting):
+            try:
+                self._log_batch(run, waiting[run])
+            except RefusedError:  # of one perhaps; the others are taken
+                for record in waiting[run]:
+                    try:
+                        self._log_batch(run, [record])
+                    except RefusedError as error:
+                        refuse(record, str(error))
+            del waiting[run]  # only after a success
+
+    def _log_batch(self, run: str, records: Sequence[Record]) -> None:
         from mlflow.entities import Metric
 
-        for run in list(waiting):
-            batch: list[Metric] = []
-            for record in waiting[run]:
-                values = record["values"].items()
-                batch += [Metric(n, v, record["at"], record["step"]) for n, v in values]
-            try:
-                with _final():
-                    for at in range(0, len(batch), METRICS_A_CALL):
-                        part = batch[at : at + METRICS_A_CALL]
-                        self._client.log_batch(self.run_id(run), metrics=part, synchronous=True)
-            except RefusedError as error:
-                for record in waiting[run]:
-                    refuse(record, str(error))
-            del waiting[run]  # only after a success
+        batch: list[Metric] = []
+        for record in records:
+            values = record["values"].items()
+            batch += [Metric(n, v, record["at"], record["step"]) for n, v in values]
+        with _final():
+            for at in range(0, len(batch), METRICS_A_CALL):
+                part = batch[at : at + METRICS_A_CALL]
+                self._client.log_batch(self.run_id(run), metrics=part, synchronous=True)
 
     def run_id(self, key: str) -> str:
         """How MLflow calls a run of the queue.
