@@ -3,6 +3,7 @@
 here        what is installed and which devices there are
 nodes       every node answers, and has the same versions
 memory      the object store of each node, and the shared memory under it
+devices     PyTorch sees the GPUs that Ray counts
 clocks      how far the nodes' clocks are apart
 network     how fast messages go from node to node
 storage     every node can write where checkpoints go

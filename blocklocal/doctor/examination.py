@@ -10,6 +10,7 @@ from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig
 from blocklocal.doctor.check import Check
 from blocklocal.doctor.clocks import check_clocks
+from blocklocal.doctor.devices import check_gpus
 from blocklocal.doctor.fit import check_plan
 from blocklocal.doctor.here import check_here
 from blocklocal.doctor.memory import bytes_under_way, check_store
@@ -59,6 +60,7 @@ def _nodes(config: RunConfig, here: Report, plan: Plan | None, message: int) -> 
     for node, said in answered:
         yield check_store(node, said, needed)
     there = [node for node, _ in answered]
+    yield from check_gpus(there)
     yield from check_clocks(there)
     yield from check_links(there, message)
     storage = absolute(config.checkpoints.storage)

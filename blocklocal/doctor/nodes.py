@@ -55,7 +55,7 @@ def live_nodes() -> list[Node]:
 
 
 def start(node: Node, function: Any, *arguments: object) -> ray.ObjectRef[Any]:
-    """Call a remote function on a node; it reserves nothing there."""
+    """Call a remote function on a node; it reserves no CPU there."""
     there = NodeAffinitySchedulingStrategy(node.id, soft=False)
     return function.options(scheduling_strategy=there, num_cpus=0).remote(*arguments)
 
@@ -83,7 +83,8 @@ def report() -> Report:
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in (*PACKAGES, "blocklocal"):
         try:
-            versions[package] = importlib.metadata.version(package)
+            # Without the build: a head without GPUs may have PyTorch's for CPUs.
+            versions[package] = importlib.metadata.version(package).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     try:

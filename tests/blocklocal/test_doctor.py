@@ -9,9 +9,20 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from blocklocal import cli
-from blocklocal.doctor import Check, clocks, examination, fit, memory, network, nodes, storage
+from blocklocal.doctor import (
+    Check,
+    clocks,
+    devices,
+    examination,
+    fit,
+    memory,
+    network,
+    nodes,
+    storage,
+)
 from orchestrator.plan import BlockPlan, Plan
 from tests.blocklocal.helpers import SMALL, command, only_sentence
 
@@ -111,6 +122,12 @@ def test_a_clock_is_wrong_only_beyond_what_the_answers_took(
     assert "chrony" in found.fix
 
 
+def test_gpus() -> None:
+    assert devices.judge("GPU a", 1, "H200") == Check("GPU a", True, "H200")
+    assert devices.judge("GPU a", 8, "H200").detail == "H200, 8 of it"
+    assert not devices.judge("GPU a", 8, None).ok
+
+
 def test_slow_and_fast_links() -> None:
     fast = network.judge("link a to b", 16 * 2**20, 0.1)
     assert fast.ok and fast.detail == "160 MiB/s, messages of 16 MiB"
@@ -206,7 +223,11 @@ def test_doctor_of_two_nodes() -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["code"] == 0, found["out"]
+    sees = torch.cuda.is_available()
+    assert found["code"] == (0 if sees else 1), found["out"]
+    failed = [line for line in found["out"].splitlines() if "FAILED" in line]
+    assert len(failed) == (0 if sees else 1)
+    assert sees or "Ray counts 1 and PyTorch sees none: install an NVIDIA driver" in failed[0]
     lines = [line.split(": ")[0] for line in found["out"].splitlines()]
     assert lines.count("nodes") == 1 and "nodes: ok  2\n" in found["out"]
     for what in ("node", "object store", "clock", "storage"):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
 import pytest
 import yaml
 from moto import mock_aws
+from ray.autoscaler._private.aws import config as launcher
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import (
@@ -40,6 +42,8 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
     monkeypatch.delenv("AWS_PROFILE", raising=False)
+    # The launcher gives AWS half a minute to tell all its parts of a new role.
+    monkeypatch.setattr(launcher, "time", SimpleNamespace(sleep=lambda seconds: None))
     with mock_aws():
         yield
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,6 @@ def test_what_a_job_takes_along_is_small(tmp_path: Path) -> None:
     package = tmp_path / "job.zip"
     assert job["working_dir"] == "."
     create_package(str(here), package, True, excludes=job["excludes"])
-    import zipfile
-
     assert {n for n in zipfile.ZipFile(package).namelist() if not n.endswith("/")} == {
         "actors/a.py"
     }

@@ -1,5 +1,7 @@
 """A program for tests: the doctor of a cluster of two nodes, and of a run that is to go there.
 
+Ray is told that one of them has a GPU.
+
 Prints a line of JSON. A process of its own, because one can be connected to one cluster only.
 """
 
@@ -23,7 +25,7 @@ def main() -> None:
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
     try:
-        cluster.add_node(num_cpus=1)
+        cluster.add_node(num_cpus=1, num_gpus=1)
         ray.init(address=cluster.address, log_to_driver=False)
         out = io.StringIO()
         with tempfile.TemporaryDirectory() as shared, contextlib.redirect_stdout(out):
