@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.memory import keep_freed_memory
-from blocklocal import doctor as checks
 from blocklocal import sending, simulating
 from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, load_config, make_config
+from blocklocal.doctor import examine
+from blocklocal.doctor.network import MESSAGE_BYTES
 from blocklocal.inference import evaluate_model, load_run
 from blocklocal.observers import Progress
 from blocklocal.preparation import Prepared, prepare
@@ -288,17 +289,24 @@ def track_command(
 
 
 @app.command(name="doctor")
-def doctor_command(*, address: str | None = None) -> None:
-    """Check this machine, or a cluster: versions, devices, a message through the object store."""
-    table = Table("check", "result", title="doctor")
-    failed = []
-    for check in checks.run(address):
-        table.add_row(check.name, f"{'ok' if check.ok else 'FAILED'}  {check.detail}")
-        if not check.ok:
-            failed.append(check.name)
-    console.print(table)
-    if failed:
-        raise UserError(f"{len(failed)} checks failed ({', '.join(failed)}): mend them first")
+def doctor_command(
+    *words: Annotated[str, Parameter(help="a YAML file, then settings: check for this run too")],
+    address: Annotated[str | None, Parameter(help="of a Ray cluster; by default the run's")] = None,
+    message: Annotated[int, Parameter(help="bytes to measure the network with")] = MESSAGE_BYTES,
+) -> int:
+    """Check this machine, or a cluster and whether a run would do there; exit code 1 if not."""
+    if message < 1:
+        raise UserError(f"--message = {message} is not possible: give 1 byte or more")
+    config = _configuration(words)
+    where = {"kind": "ray", "address": address or config.engine.address}
+    engine = config.engine.model_copy(update=where)
+    config = config.model_copy(update={"engine": engine})
+    failed = 0
+    for check in examine(config, run=bool(words), message=message):
+        _say(f"{check.name}: {check}")
+        failed += not check.ok
+    _say(f"{failed} checks failed" if failed else "everything is ok")
+    return 1 if failed else 0
 
 
 def main(arguments: list[str] | None = None) -> int:

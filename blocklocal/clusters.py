@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import ray
+from ray.exceptions import AuthenticationError, RayError
 
 from learning.errors import UserError
 
@@ -78,12 +80,28 @@ def local_cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-_FAILURES = (OSError, RuntimeError, ValueError, OverflowError)
+_FAILURES = (OSError, RuntimeError, ValueError, OverflowError, RayError)
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 
 
 def _refusal(address: str | None, error: Exception) -> UserError:
+    """One sentence on why a cluster could not be used."""
+    said = " ".join(str(error).split())
+    where = f"the Ray cluster at engine.address = {address!r}"
+    versions = _VERSIONS.findall(said)
+    if "ersion mismatch" in said and len(versions) == 2:
+        (ray_there, python_there), (ray_here, python_here) = versions
+        return UserError(
+            f"{where} has Ray {ray_there} and Python {python_there}, and this process Ray "
+            f"{ray_here} and Python {python_here}: install the same here and there"
+        )
+    if isinstance(error, AuthenticationError):
+        copy = "copy ~/.ray/auth_token from a machine that may use it, or set RAY_AUTH_TOKEN"
+        if "invalid" in said.lower():
+            return UserError(f"{where} refuses the token of this process: {copy}")
+        return UserError(f"{where} wants a token, and this process has none: {copy}")
     return UserError(
-        f"cannot reach a Ray cluster at engine.address = {address!r} ({error}): start one or "
+        f"cannot reach a Ray cluster at engine.address = {address!r} ({said}): start one or "
         "leave engine.address empty for a local one"
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from learning.data import DataSettings, DigitsSettings
 from learning.errors import UserError
@@ -94,6 +94,12 @@ class RunSettings(Settings):
     given: tuple[Literal["data", "network"], ...] = Field(
         default=(), description="set by the Python API: what was given in memory, not in this file"
     )
+
+    @field_validator("directory")
+    @classmethod
+    def _of_the_user(cls, directory: Path | None) -> Path | None:
+        # A job's words reach its shell quoted: nobody else would replace ~.
+        return None if directory is None else directory.expanduser()
 
 
 class RunConfig(Settings):

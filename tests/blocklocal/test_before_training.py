@@ -9,42 +9,14 @@ from pathlib import Path
 
 import pytest
 import ray
-import torch
 
-from blocklocal import cli, launch
-from blocklocal import doctor as checks
+from blocklocal import launch
 from blocklocal.clusters import cluster
 from blocklocal.config import make_config
 from orchestrator.plan import Plan
 from tests.blocklocal.helpers import SMALL, command, only_sentence
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_doctor(capsys: Capture) -> None:
-    out = command(capsys, "doctor")
-    assert "FAILED" not in out
-    for name in ("torch", "ray", "CPU", "object store", "16 MiB at"):
-        assert name in out
-    assert f"node {ray.nodes()[0]['NodeManagerAddress']}" in out
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_doctor_compares_the_versions_of_every_node(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gone = {"NodeID": "a" * 56, "NodeManagerAddress": "10.0.0.9", "Alive": True}
-    nodes = [*ray.nodes(), gone]
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(checks, "NODE_SECONDS", 10.0)
-    assert cli.main(["doctor"]) == 2
-    assert capsys.readouterr().err.startswith("blocklocal: 1 checks failed (node 10.0.0.9)")
-    monkeypatch.setattr(torch, "__version__", "0.1")
-    assert cli.main(["doctor"]) == 2
-    address = nodes[0]["NodeManagerAddress"]
-    said = f"blocklocal: 2 checks failed (node {address}, node 10.0.0.9)"
-    assert capsys.readouterr().err.startswith(said)
 
 
 def test_a_local_ray_reports_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,15 +31,6 @@ def test_a_local_ray_reports_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     with cluster(make_config({})):
         pass
     assert said == ["0", "1"]
-
-
-def test_doctor_says_what_failed(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [cli.checks.Check("CPU", False, "0"), cli.checks.Check("ray", True, "2")]
-    monkeypatch.setattr(cli.checks, "run", lambda address: iter(found))
-    assert cli.main(["doctor"]) == 2
-    captured = capsys.readouterr()
-    assert "FAILED  0" in captured.out and "ok  2" in captured.out
-    assert captured.err == "blocklocal: 1 checks failed (CPU): mend them first\n"
 
 
 def test_plan_prints_and_saves(capsys: Capture, tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""Whether PyTorch sees the GPUs that Ray counts: a driver may be missing, or too old."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayError
+
+from blocklocal.doctor.check import Check
+from blocklocal.doctor.nodes import SECONDS, Node, reason, start
+from orchestrator.placement import LEAST_GPUS
+
+
+@ray.remote(num_gpus=LEAST_GPUS)
+def seen() -> str | None:
+    """The GPU that this task was given, as PyTorch sees it."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def check_gpus(nodes: Sequence[Node]) -> Iterator[Check]:
+    """Look at a GPU of each node that has some; one whose GPUs are all taken is left alone."""
+    asked = [(node, start(node, seen)) for node in nodes if node.resources.get("GPU", 0) > 0]
+    for node, call in asked:
+        name, count = f"GPU {node.address}", node.resources["GPU"]
+        try:
+            found = ray.get(call, timeout=SECONDS)
+        except GetTimeoutError:
+            ray.cancel(call)
+            yield Check(name, True, "not looked at: others use all of it")
+        except RayError as error:
+            yield Check(name, False, reason(error), "see that node's line")
+        else:
+            yield judge(name, count, found)
+
+
+def judge(name: str, count: float, found: str | None) -> Check:
+    """Compare what Ray counts on a node with what PyTorch sees there."""
+    if found is not None:
+        return Check(name, True, f"{found}, {count:g} of it" if count > 1 else found)
+    fix = "install an NVIDIA driver for that PyTorch, or start Ray there with --num-gpus=0"
+    return Check(name, False, f"Ray counts {count:g} and PyTorch sees none", fix)
