@@ -117,4 +117,4 @@ def decode_tensors(
 def _bytes_of(tensor: Tensor) -> memoryview:
     # Those of one element, or none, are contiguous with any strides.
     flat = tensor.detach().cpu().contiguous().as_strided((tensor.numel(),), (1,))
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data

@@ -143,7 +143,7 @@ class SweepTrial(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         pointer = {NUMBER: self._number, RUN: self._run, STEP: self._step}
-        create_file(Path(checkpoint_dir) / _POINTER, json.dumps(pointer).encode())
+        create_file(Path(checkpoint_dir) / _POINTER, [json.dumps(pointer).encode()])
         if self._job.hands_over and self._step:
             copy_checkpoint(
                 RunDirectory.open(self._job.directory / self._run).checkpoints,
@@ -166,7 +166,7 @@ class SweepTrial(tune.Trainable):
         if not (self._start / FROM).exists():
             state = Checkpoints(LocalStorage(Path(checkpoint) / "state"))
             copy_checkpoint(state, self._step, self._start)
-            create_file(self._start / FROM, pointer[RUN].encode())  # last: now it is whole
+            create_file(self._start / FROM, [pointer[RUN].encode()])  # last: now it is whole
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()

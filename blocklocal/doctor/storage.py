@@ -32,7 +32,7 @@ def check_storage(location: str, nodes: Sequence[Node]) -> Iterator[Check]:
     storage = open_storage(location, name)
     fix = "let this process write there, or choose another checkpoints.storage"
     try:
-        storage.write(OURS, PROBE)
+        storage.write(OURS, [PROBE], len(PROBE))
     except OSError as error:
         yield Check("storage here", False, f"cannot write {storage.at()} ({reason(error)})", fix)
         return
@@ -70,7 +70,7 @@ def attempt(location: str, name: str) -> str | None:
         return f"{storage.at(OURS)} holds something else"
     mine = f"probe/{secrets.token_hex(8)}"
     try:
-        storage.write(mine, PROBE)
+        storage.write(mine, [PROBE], len(PROBE))
         storage.delete(mine)
     except OSError as error:
         return f"cannot write {storage.at(mine)} ({reason(error)})"
