@@ -15,7 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -109,8 +109,9 @@ class Scene:
 
     def start(self, lanes: LaneSettings, rebalance: float | None = None) -> RayEngine:
         program, plan, blocks = self.case.build()
-        share = 1 / len(plan.blocks)
-        plan = replace(plan, blocks=tuple(replace(b, time_share=share) for b in plan.blocks))
+        share = {"time_share": 1 / len(plan.blocks)}
+        blocks_planned = tuple(block.model_copy(update=share) for block in plan.blocks)
+        plan = plan.model_copy(update={"blocks": blocks_planned})
         chain = Chain(
             program,
             plan,
