@@ -43,6 +43,7 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_IN_CACHE = 2**18  # bytes that are still there when they are written
 _ALIGNMENT = 8  # bytes; the widest types come first, so that each tensor is aligned to its own
 
 
@@ -56,8 +57,10 @@ class Hashed:
 
     def __iter__(self) -> Iterator[Chunk]:
         for chunk in self._chunks:
-            self._digest.update(chunk)
-            yield chunk
+            for start in range(0, len(chunk), _IN_CACHE):
+                part = chunk[start : start + _IN_CACHE]
+                self._digest.update(part)
+                yield part
 
     @property
     def checksum(self) -> str:
