@@ -11,11 +11,11 @@ from blocklocal.training import QUEUE
 from orchestrator.rundir import RunDirectory
 from orchestrator.trace import read_spans, write_trace
 from orchestrator.version import code_version
-from tuning.following import Description, Ids, Tracking
 from tuning.records import Outcome
 from tuning.settings import SweepSettings
 from tuning.space import Space
 from tuning.sweep_tracking import SweepTracker
+from tuning.trial_tracking import Description, Ids, Tracking
 
 IDS = "tracking.json"
 """In a sweep's directory: how MLflow calls its runs."""

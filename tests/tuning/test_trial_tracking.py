@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn, zeros
 
-from tuning.following import Description, Ids, Tracking
+from tuning.trial_tracking import Description, Ids, Tracking
 
 FILES = (Path("config.yaml"), Path("trace.json"))
 
