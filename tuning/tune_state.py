@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from learning.errors import UserError
@@ -43,7 +43,8 @@ class Keeper:
         if time.monotonic() < self._next:
             return
         began = time.monotonic()
-        self._look()
+        with suppress(FileNotFoundError):  # Tune writes whenever it likes: the next look is soon
+            self._look()
         ended = time.monotonic()
         self._next = ended + max(SAVE_SECONDS, 20 * (ended - began))  # a twentieth of all time
 
@@ -57,7 +58,7 @@ class Keeper:
         new.mkdir()
         for file in _files(newest.parent):
             shutil.copy2(file, new)
-        if _is_whole(new / newest.name):  # Tune writes whenever it likes
+        if _is_whole(new / newest.name):  # it may have been written to meanwhile
             shutil.rmtree(kept, ignore_errors=True)
             os.rename(new, kept)
 
