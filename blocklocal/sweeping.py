@@ -144,7 +144,7 @@ def _run(
         if over:
             best, files = write_outcome(directory, file, say)
             if tracking is not None:
-                track_best(tracking, best)
+                track_best(tracking, best, file.base["run"]["name"])
         status = "FINISHED" if over else "KILLED"
     finally:
         if tracking is not None:

@@ -16,6 +16,8 @@ from tuning.space import Values
 from tuning.tracking import Status, reason
 from tuning.trial import STEP
 
+BEST = "best"
+"""The alias of the best trial's model."""
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +57,10 @@ class Tracker(Protocol):
 
     def log_model(self, trial_name: str, model: nn.Module, example_input: Tensor) -> None:
         """Send a trial's model; `example_input` is (B, *shape)."""
+        ...
+
+    def register(self, trial_name: str, model_name: str, alias: str) -> None:
+        """Make a trial's model the newest version of a registered model, with an alias."""
         ...
 
     def end_trial(self, trial_name: str, status: Status) -> None:
@@ -144,9 +150,15 @@ class Tracking:
                 self._tracker.artifact(name, file)
             self._tracker.end_trial(name, status)
 
-    def best(self, name: str, model: nn.Module, example_input: Tensor) -> None:
-        """Log the model of the best trial."""
+    def best(self, name: str, model: nn.Module, example_input: Tensor, model_name: str) -> None:
+        """Log the model of the best trial, and register it.
+
+        Args:
+            example_input: (B, *shape).
+            model_name: of the registered model.
+        """
         self._attempt(lambda: self._tracker.log_model(name, model, example_input))
+        self._attempt(lambda: self._tracker.register(name, model_name, BEST))
 
     def end(self, status: Status, files: Sequence[Path] = ()) -> None:
         """The sweep is over.
