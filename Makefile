@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint results throughput hop reach punisher snapshots endurance clean
+.PHONY: demo test lint results throughput hop reach punisher snapshots endurance tracking clean
 
 demo: $(INSTALLED)
 	$(BIN)/blocklocal train examples/digits.yaml
@@ -38,6 +38,9 @@ snapshots: $(INSTALLED)
 
 endurance: $(INSTALLED)
 	$(BIN)/python -m benchmarks.endurance
+
+tracking: $(INSTALLED)
+	$(BIN)/python -m benchmarks.tracking
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

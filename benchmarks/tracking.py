@@ -120,7 +120,7 @@ def sweep(trials: int, steps: int, listings: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
         settings = TrackingSettings(uri=f"sqlite:///{home}/mlflow.db", patience=600)
-        tracker = SweepTracker(settings, home / "sweep", "sweep", {}, {"rule": "local"})
+        tracker = SweepTracker(settings, home, "sweep", {}, {"rule": "local"})
         began = time.perf_counter()
         for i in range(trials):
             name = f"trial{i}"

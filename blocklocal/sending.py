@@ -12,7 +12,7 @@ from tuning.tracker import RUN
 
 
 def send(directory: Path, uri: str | None) -> tuple[int, Path | None]:
-    """Send what waits in the directory of a run or of a sweep.
+    """Send what waits in the directory of a run or of a sweep, or in a queue's own.
 
     Args:
         uri: tracking URI instead of the one that it was written for.
@@ -23,7 +23,7 @@ def send(directory: Path, uri: str | None) -> tuple[int, Path | None]:
     Raises:
         UserError: when there is no such directory, it is in use, or MLflow cannot be reached.
     """
-    queue = directory / QUEUE
+    queue = directory if (directory / "sent.json").exists() else directory / QUEUE
     if (directory / "state.json").exists() and (directory / "config.yaml").exists():
         run = RunDirectory.open(directory)
         with run.lock():

@@ -12,6 +12,9 @@ from typing import NamedTuple
 from actors.operations import Kind, Span
 from orchestrator.trace import ActorSpan, block_of, concurrency, kin_of
 
+STEPS = 20
+"""So many steps before and after the last that all have reported are compared between blocks."""
+
 
 class Reading(NamedTuple):
     """What the newest chunks say.
@@ -59,18 +62,28 @@ class Readings:
 
     def read(self) -> Reading:
         """Compute the numbers."""
-        chunks = self._chunks
-        spans = [ActorSpan(actor, *span) for actor, chunk in chunks.items() for span in chunk.spans]
         return Reading(
-            {actor: _idle(chunk) for actor, chunk in chunks.items()},
-            concurrency(spans).steps_apart,
-            _in_flight(chunks),
+            {actor: _idle(chunk) for actor, chunk in self._chunks.items()},
+            _steps_apart(self._chunks),
+            _in_flight(self._chunks),
         )
 
 
 def _idle(chunk: _Chunk) -> float:
     work = sum(s.ended - s.started - s.waited - s.blocked for s in chunk.spans)
     return min(1.0, max(0.0, 1 - work / chunk.wall)) if chunk.wall else 0.0
+
+
+def _steps_apart(chunks: Mapping[str, _Chunk]) -> int:
+    last = min((chunk.spans[-1].step for chunk in chunks.values()), default=0)
+    return concurrency(
+        [
+            ActorSpan(actor, *span)
+            for actor, chunk in chunks.items()
+            for span in chunk.spans
+            if abs(span.step - last) < STEPS
+        ]
+    ).steps_apart
 
 
 def _in_flight(chunks: Mapping[str, _Chunk]) -> dict[str, float]:

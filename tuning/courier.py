@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from learning.errors import UserError
-from tuning.spool import Record, Spool
+from tuning.spool import Position, Record, Spool
 from tuning.store import Store
 from tuning.tracking import impatient, reason, redacted
 
@@ -169,7 +169,7 @@ class Courier:
         """Send all that waits; whether that went well."""
         try:
             while records := self.spool.read(BATCH_RECORDS):
-                store.deliver(records, self.spool.sent, self._refuse, self.spool.path.parent)
+                store.deliver(records, self._sent, self._refuse, self.spool.path.parent)
         except UserError:
             raise  # the queue is damaged
         except Exception as error:  # of MLflow, a database driver, requests or the system
@@ -181,6 +181,11 @@ class Courier:
             self._failure = None
             self._state.notify_all()
         return True
+
+    def _sent(self, position: Position, count: int) -> None:
+        self.spool.sent(position, count)
+        with self._state:  # somebody may wait for a name
+            self._state.notify_all()
 
     def _failed(self, why: str, store: Store) -> None:
         with self._state:
@@ -209,7 +214,8 @@ def relative(path: Path, base: Path) -> str:
 
 def left_behind(records: int, uri: str, queue: Path) -> str:
     """What to say about records that wait on after the end."""
+    directory = queue.parent if queue.name == "tracking" else queue
     return (
         f"{records} records for MLflow at {uri} wait in {queue}: send them with "
-        f"blocklocal track {queue.parent}"
+        f"blocklocal track {directory}"
     )

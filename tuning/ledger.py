@@ -95,7 +95,7 @@ class Ledger:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         path = relative(directory, self._spool.path.parent)
-        record = {"do": "model", "run": run, "path": path, "name": "model", "step": step}
+        record = {"do": "model", "run": run, "path": path, "step": step}
         self._courier.put({**record, "id": directory.name})
 
     def register(self, run: str, name: str, alias: str) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from learning.errors import UserError
 from tuning.courier import BATCH_RECORDS, Courier
@@ -14,7 +12,7 @@ from tuning.tracking import TrackingSettings, impatient, place, reason, redacted
 
 
 def open_courier(
-    settings: TrackingSettings, default_directory: Path, queue: Path, start: Mapping[str, Any]
+    settings: TrackingSettings, default_directory: Path, queue: Path, start: Record
 ) -> Courier:
     """A courier for the runs of one queue, the first of which is that of `start`.
 

@@ -5,7 +5,7 @@ Records are dictionaries with these keys besides `do` and the `run` that they ar
     start      parameters, tags, name, parent, started, known, id
     metrics    step, at, values
     artifact   path, directory
-    model      path, name, step, id
+    model      path, step, id
     register   name, alias, id
     end        status, at
 
@@ -15,30 +15,25 @@ are the same rows, and what MLflow would make a second one of carries an `id` by
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuning.connection import artifact_location, connect, experiment_id
+from tuning.registry import ID, log_model, register
 from tuning.spool import Position, Record
-from tuning.tracking import open_database, place, redacted, sqlite_file
+from tuning.tracking import place, redacted
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Run
-    from mlflow.entities.model_registry import ModelVersion
-    from mlflow.tracking import MlflowClient
+    from mlflow.entities import Run
 
     from tuning.tracking import TrackingSettings
 
 # Limits of MLflow: entities a call and characters a value.
 METRICS_A_CALL, PARAMETERS_A_CALL = 1000, 100
 PARAMETER_LENGTH, TAG_LENGTH = 6000, 8000
-ID = "blocklocal.id"
-"""The tag by which a run, a model or a version is found again."""
 
 _FINAL = {
     "INVALID_PARAMETER_VALUE",
@@ -72,7 +67,7 @@ class Store:
         self._names = names
         self._client = connect(self.uri)
         location = artifact_location(self.uri, default_directory)
-        self._experiment = _experiment(self._client, settings.experiment, location)
+        self._experiment = experiment_id(self._client, settings.experiment, location)
 
     def check(self, run_id: str) -> None:
         """Raise what MLflow says where it has no such run."""
@@ -115,22 +110,28 @@ class Store:
     def _send_metrics(
         self, waiting: dict[str, list[Record]], refuse: Callable[[Record, str], None]
     ) -> None:
+        for run in list(waiting):
+            try:
+                self._log_batch(run, waiting[run])
+            except RefusedError:  # of one perhaps; the others are taken
+                for record in waiting[run]:
+                    try:
+                        self._log_batch(run, [record])
+                    except RefusedError as error:
+                        refuse(record, str(error))
+            del waiting[run]  # only after a success
+
+    def _log_batch(self, run: str, records: Sequence[Record]) -> None:
         from mlflow.entities import Metric
 
-        for run in list(waiting):
-            batch: list[Metric] = []
-            for record in waiting[run]:
-                values = record["values"].items()
-                batch += [Metric(n, v, record["at"], record["step"]) for n, v in values]
-            try:
-                with _final():
-                    for at in range(0, len(batch), METRICS_A_CALL):
-                        part = batch[at : at + METRICS_A_CALL]
-                        self._client.log_batch(self.run_id(run), metrics=part, synchronous=True)
-            except RefusedError as error:
-                for record in waiting[run]:
-                    refuse(record, str(error))
-            del waiting[run]  # only after a success
+        batch: list[Metric] = []
+        for record in records:
+            values = record["values"].items()
+            batch += [Metric(n, v, record["at"], record["step"]) for n, v in values]
+        with _final():
+            for at in range(0, len(batch), METRICS_A_CALL):
+                part = batch[at : at + METRICS_A_CALL]
+                self._client.log_batch(self.run_id(run), metrics=part, synchronous=True)
 
     def run_id(self, key: str) -> str:
         """How MLflow calls a run of the queue.
@@ -154,7 +155,9 @@ class Store:
             case "model":
                 self._log_model(record, base / record["path"])
             case "register":
-                self._register(record)
+                if (model := self._names.get(f"model {record['run']}")) is None:
+                    raise RefusedError(f"run {record['run']!r} has no model")
+                register(self._client, model, record["name"], record["alias"], record["id"])
             case "end":
                 run_id = self.run_id(record["run"])
                 self._client.set_terminated(run_id, record["status"], record["at"])
@@ -208,68 +211,11 @@ class Store:
             )
 
     def _log_model(self, record: Record, directory: Path) -> None:
-        """Make a model of MLflow of a directory that `tuning.models` wrote."""
-        from mlflow.entities import LoggedModelOutput
-        from mlflow.models import Model
-        from mlflow.models.model import MLMODEL_FILE_NAME
-
-        run_id, mark = self.run_id(record["run"]), record["id"]
-        if not (directory / MLMODEL_FILE_NAME).exists():
+        if not directory.exists():
             raise RefusedError(f"{directory} is gone")
-        found = self._client.search_logged_models([self._experiment], f"tags.`{ID}` = '{mark}'")
-        model = (
-            found[0]
-            if found
-            else self._client.create_logged_model(
-                self._experiment, record["name"], run_id, tags={ID: mark}
-            )
-        )
-        page = Model.load(str(directory / MLMODEL_FILE_NAME))
-        page.run_id, page.model_id, page.model_uuid = run_id, model.model_id, model.model_id
-        page.artifact_path = model.artifact_location
-        page.save(str(directory / MLMODEL_FILE_NAME))
-        self._client.log_model_artifacts(model.model_id, str(directory))
-        if str(model.status) != "READY":
-            output = LoggedModelOutput(model.model_id, record["step"])
-            self._client.log_outputs(run_id, [output])
-            self._client.finalize_logged_model(model.model_id, "READY")
-        self._names[f"model {record['run']}"] = model.model_id
-
-    def _register(self, record: Record) -> None:
-        """Make a version of a registered model of a run's model, and give it an alias."""
-        from mlflow.exceptions import MlflowException
-
-        name, model_id = record["name"], self._names.get(f"model {record['run']}")
-        if model_id is None:
-            raise RefusedError(f"run {record['run']!r} has no model")
-        try:
-            self._client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        versions = self._client.search_model_versions(f"name = '{name}'")
-        version = next((v for v in versions if v.tags.get(ID) == record["id"]), None)
-        if version is None:
-            version = self._new_version(record, model_id)
-        self._client.set_registered_model_alias(name, record["alias"], version.version)
-
-    def _new_version(self, record: Record, model_id: str) -> ModelVersion:
-        model = self._client.get_logged_model(model_id)
-        # A database would look for models:/ at the process's own tracking URI, which is another; a
-        # server refuses the path.
-        local = not self.uri.startswith(("http://", "https://"))
-        version = self._client.create_model_version(
-            record["name"],
-            model.artifact_location if local else f"models:/{model_id}",
-            self.run_id(record["run"]),
-            tags={ID: record["id"]},
-            model_id=model_id,
-        )
-        # The link that MLflow's own way of registering leaves at the model.
-        known = json.loads(model.tags.get("mlflow.modelVersions", "[]"))
-        new = [*known, {"name": version.name, "version": version.version}]
-        self._client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(new)})
-        return version
+        run = self._client.get_run(self.run_id(record["run"]))
+        model = log_model(self._client, run, directory, record["id"], record["step"])
+        self._names[f"model {record['run']}"] = model
 
 
 @contextmanager
@@ -283,43 +229,3 @@ def _final() -> Iterator[None]:
         if error.error_code in _FINAL:
             raise RefusedError(redacted(str(error).splitlines()[0])) from error
         raise
-
-
-def connect(uri: str) -> MlflowClient:
-    """Import MLflow, silenced, and open a client at `uri`."""
-    # Read by the import: MLflow would send usage data home, and print the address of a run.
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ["DO_NOT_TRACK"] = "true"
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    from mlflow.tracking import MlflowClient
-
-    # They report each of the dozens of migrations that make a new database.
-    for name in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    open_database(uri)
-    # A registry of its own would be asked for what was logged here.
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def artifact_location(uri: str, default_directory: Path) -> str | None:
-    """Choose where the files of a new experiment go; None leaves it to the tracking server.
-
-    For a database MLflow would take ./mlruns, which depends on where the run was started.
-    """
-    if (file := sqlite_file(uri)) is not None:
-        return (file.absolute().parent / "mlartifacts").as_uri()
-    if re.match(r"(postgresql|mysql|mssql|sqlite)\b", uri):
-        return (default_directory.absolute() / "mlartifacts").as_uri()
-    return None
-
-
-def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
-    from mlflow.exceptions import MlflowException
-
-    if (experiment := client.get_experiment_by_name(name)) is None:
-        try:
-            return client.create_experiment(name, location)
-        except MlflowException:  # perhaps another run was faster
-            if (experiment := client.get_experiment_by_name(name)) is None:
-                raise
-    return experiment.experiment_id

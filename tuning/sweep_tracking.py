@@ -50,8 +50,8 @@ class SweepTracker:
             parameters: of the sweep, by dotted key.
             tags: of the parent run.
             run_id: parent run to go on with; None starts one, or goes on with that of the queue.
-            queue: directory of what waits for MLflow; None: `tracking` in `default_directory`.
-                Each sweep needs one of its own.
+            queue: directory of what waits for MLflow, of this sweep alone, best `tracking` in that
+                of the sweep; None: `<name>.tracking` in `default_directory`.
 
         Raises:
             UserError: when the URI or the queue cannot be used, or there is no such run.
@@ -61,7 +61,7 @@ class SweepTracker:
         self._courier: Courier | None = None
         if not settings.enabled:
             return
-        self._queue = queue or default_directory / "tracking"
+        self._queue = queue or default_directory / f"{name}.tracking"
         start = start_record(PARENT, name, parameters, tags, known=run_id)
         self._courier = open_courier(settings, default_directory, self._queue, start)
         self._ledger = Ledger(self._courier)

@@ -31,7 +31,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _sweep(place: Path, server: Server, patience: float = 20.0) -> SweepTracker:
     settings = TrackingSettings(uri=server.uri, patience=patience)
-    return SweepTracker(settings, place / "sweep", "mine", {"a.b": 1}, {"rule": "local"})
+    queue = place / "sweep/tracking"
+    tags = {"rule": "local"}
+    return SweepTracker(settings, place, "mine", {"a.b": 1}, tags, queue=queue)
 
 
 def _courier(sweep: SweepTracker) -> Courier:

@@ -182,10 +182,11 @@ def test_what_was_told_and_not_acknowledged_is_there_once(
 def test_a_record_that_mlflow_refuses_does_not_hold_up_the_others(
     make: Make, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = make()
-    tracker.log_metrics(0, {"not a name: $": 1.0})
-    tracker.log_artifact(place / "run/gone.txt")
     (place / "mine.txt").write_text("mine")
+    tracker = make()
+    for step, name in enumerate(("loss", "not a name: $", "loss")):
+        tracker.log_metrics(step, {name: 1.0})
+    tracker.log_artifact(place / "run/gone.txt")
     tracker.log_artifact(place / "mine.txt")
     with caplog.at_level(logging.WARNING):
         assert tracker.end() == 0
@@ -194,6 +195,7 @@ def test_a_record_that_mlflow_refuses_does_not_hold_up_the_others(
     assert caplog.text.count("MLflow refuses a record") == 2
     client = _client(place)
     assert [f.path for f in client.list_artifacts(tracker.run_id or "")] == ["mine.txt"]
+    assert _history(place, tracker.run_id, "loss") == [(0, 1.0), (2, 1.0)]
 
 
 def test_resumed_run_goes_on(make: Make, place: Path) -> None:
