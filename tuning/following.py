@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 
 from tuning.space import Values
 from tuning.tracking import Status
-from tuning.trial import FAILED, NUMBER, RUN, STEP
+from tuning.trial import FAILED, LIKE, NUMBER, RUN, STEP
 from tuning.trial_tracking import Tracking
 
 Say = Callable[[str], None]
@@ -54,7 +54,7 @@ class Follower(tune.Callback):
         run = self._directory / result[RUN]
         if self._tracking is not None and run.exists() and FAILED not in result:
             first = self._first.get(name_of(trial), {})
-            changed = {k: v for k, v in trial.config.items() if first.get(k) != v}
+            changed = {k: v for k, v in trial.config.items() if k != LIKE and first.get(k) != v}
             self._tracking.told(name_of(trial), run, result, changed)
 
     def on_trial_complete(

@@ -13,7 +13,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from learning.errors import UserError
 from tuning.settings import BayesOptSearcher, OptunaSearcher, PBTSettings, SweepSettings
 from tuning.space import Dimension, Space, Values
-from tuning.trial import NUMBER
+from tuning.trial import LIKE, NUMBER
 
 if TYPE_CHECKING:
     from optuna.trial import Trial as OptunaTrial
@@ -92,7 +92,7 @@ def make_search(settings: SweepSettings, space: Space, points: Points) -> Any:
         waits = settings.scheduler.kind in ("pbt", "hyperband")
         return BasicVariantGenerator(
             points_to_evaluate=[
-                {NUMBER: number, **{key: values[key] for key in changing}}
+                {NUMBER: number, LIKE: number, **{key: values[key] for key in changing}}
                 for number, values in points.items()
             ],
             # Trials that wait for each other count as running: only room limits them.

@@ -22,7 +22,7 @@ from tuning.schedulers import make_scheduler
 from tuning.searchers import Points, make_search, mutated
 from tuning.settings import SweepSettings
 from tuning.space import Space
-from tuning.trial import FAILED, NUMBER, RUN, STEP, Job, Runner, SweepTrial, values_of
+from tuning.trial import FAILED, LIKE, NUMBER, RUN, STEP, Job, Runner, SweepTrial, values_of
 from tuning.trial_tracking import Tracking
 from tuning.tune_state import STATE, Keeper, quiet, restore_state
 
@@ -100,7 +100,7 @@ def run_sweep(sweep: Sweep, say: Say, tracking: Tracking | None, *, resume: bool
             trainable,
             name=STATE,
             storage_path=str(sweep.directory),
-            config=dict.fromkeys((NUMBER, *changing)) if sweep.points else {},
+            config=dict.fromkeys((NUMBER, LIKE, *changing)) if sweep.points else {},
             num_samples=sweep.trials,
             search_alg=make_search(settings, sweep.space, sweep.points),
             max_concurrent_trials=None if sweep.points else settings.parallel,

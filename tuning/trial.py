@@ -32,8 +32,9 @@ from orchestrator.trainer import StopTraining
 from tuning.records import FROM
 from tuning.space import Values
 
-NUMBER = "trial"
-"""The key of a trial's number in what Tune knows of it; all other keys are varied settings."""
+NUMBER, LIKE = "trial", "like"
+"""Keys in what Tune knows of a trial: its number, and whose point it trains, its own or that of the
+trial that it has taken over from. All other keys are varied settings."""
 STEP, FAILED, RUN = "step", "failed", "run"
 """What a report has besides metrics; `failed` is the sentence of a trial that cannot go on."""
 _POINTER = "pointer.json"
@@ -113,8 +114,8 @@ class Job:
 
 def values_of(config: Mapping[str, Any], points: Mapping[int, Values]) -> Values:
     """The varied settings of a trial: those known beforehand, and over them what Tune says."""
-    said = {key: value for key, value in config.items() if key != NUMBER}
-    return {**points.get(config[NUMBER], {}), **said}
+    said = {key: value for key, value in config.items() if key not in (NUMBER, LIKE)}
+    return {**points.get(config.get(LIKE, config[NUMBER]), {}), **said}
 
 
 class SweepTrial(tune.Trainable):
