@@ -205,6 +205,12 @@ def check_scheduler(settings: SweepSettings, space: Space, steps: int, every: in
             "sweep.scheduler.longest in steps"
         )
     if isinstance(chosen, PBTSettings):
+        for key in space.keys:
+            if key.startswith(("blocks.", "engine.", "lanes.", "network.")):
+                raise UserError(
+                    f"space varies {key}, and sweep.scheduler.kind = pbt moves states between "
+                    "trials, which must be cut and reserved alike: leave it out"
+                )
         for key in chosen.mutate:
             _check_mutation(key, space)
 
