@@ -277,7 +277,7 @@ def test_a_trial_leaves_nothing_in_memory(here: Path) -> None:
                     "rule.feedback.scale": {"uniform": [1, 2]},
                 }
             },
-            "rule.kind = local has no setting feedback.scale: add when: {rule.kind: ...} to it",
+            "space varies rule.feedback.scale, which rule.kind = local does not have: add when: ",
         ),
         ({"space": {"optimizer.lr[3]": {"uniform": [0, 1]}}}, "optimizer.lr has 2 entries where"),
         ({"space": {"network.kind[1]": {"choice": ["mlp"]}}}, "= 'mlp', which is no list"),
