@@ -70,6 +70,7 @@ class Request:
         directory: of the run: a new one, or one that this trial has left.
         start: checkpoints of another trial that a new run begins with.
         told: Tune knows all evaluations up to this step.
+        hands_over: what is told may be taken over by others, so that its checkpoint must be there.
     """
 
     number: int
@@ -77,6 +78,7 @@ class Request:
     directory: Path
     start: Path | None
     told: int
+    hands_over: bool = False
 
 
 class Runner(Protocol):
@@ -136,7 +138,14 @@ class SweepTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         if self._life is None:
             directory = self._job.directory / self._run
-            request = Request(self._number, self._values, directory, self._start, self._step)
+            request = Request(
+                self._number,
+                self._values,
+                directory,
+                self._start,
+                self._step,
+                self._job.hands_over,
+            )
             self._life = _Life(self._job, request)
         told = self._life.next()
         self._step = told[STEP]
