@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ray.tune.search import Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
@@ -135,7 +136,8 @@ class Numbered(Searcher):
         if not isinstance(suggested, dict):
             return suggested
         number, self._next = self._next, self._next + 1
-        return {NUMBER: number, **suggested}
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in suggested.items()}
+        return {NUMBER: number, **plain}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self.searcher.on_trial_result(trial_id, result)
