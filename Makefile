@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint results throughput hop reach punisher snapshots endurance tracking clean
+.PHONY: demo test lint results throughput hop reach punisher snapshots endurance tracking clean sweep
 
 demo: $(INSTALLED)
 	$(BIN)/blocklocal train examples/digits.yaml
@@ -38,6 +38,10 @@ snapshots: $(INSTALLED)
 
 endurance: $(INSTALLED)
 	$(BIN)/python -m benchmarks.endurance
+
+sweep: $(INSTALLED)
+	$(BIN)/python -m benchmarks.sweep asha
+	$(BIN)/python -m benchmarks.sweep pbt
 
 tracking: $(INSTALLED)
 	$(BIN)/python -m benchmarks.tracking

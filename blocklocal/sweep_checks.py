@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,27 +48,26 @@ def check_values(file: SweepFile) -> list[tuple[Values, RunConfig]]:
         try:
             config = file.config(values)
         except UserError as error:
-            raise UserError(_of_space(error, values, file)) from error
+            raise UserError(_of_space(error, values)) from error
         _check_trial(config)
         checked.append((values, config))
     check_metric(file.settings.metric, min(config.blocks.count for _, config in checked))
     return checked
 
 
-def _of_space(error: UserError, values: Values, file: SweepFile) -> str:
+def _of_space(error: UserError, values: Values) -> str:
     """Say where in the space an error is, and what would leave it out."""
     text = str(error)
-    kinds = {k: v for k, v in values.items() if k.endswith(".kind")}
-    if " has no setting " in text and kinds:
-        section, _kind = next(
-            ((k.removesuffix(".kind"), v) for k, v in kinds.items() if f"{k} = {v} has no" in text),
-            (None, None),
-        )
-        if section is not None:
-            fix = f"add when: {{{section}.kind: ...}} to it"
-            return f"space: {text.partition(':')[0]}: {fix}"
-    shown = ", ".join(f"{k} = {v}" for k, v in values.items() if k in text)
-    return text if shown or text.startswith("space") else f"{text} (at {_short(values)})"
+    found = re.match(r"(\w+)\.kind = (\S+) has no setting (\S+?):", text)
+    if found:
+        section, kind, name = found.groups()
+        inside = [k for k in values if f"{k}.".startswith(f"{section}.{name}.")]
+        if inside:
+            return (
+                f"space varies {inside[0]}, which {section}.kind = {kind} does not have: add "
+                f"when: {{{section}.kind: ...}} to it"
+            )
+    return text if any(key in text for key in values) else f"{text} (at {_short(values)})"
 
 
 def _short(values: Mapping[str, Any]) -> str:
@@ -101,7 +101,7 @@ def check_points(file: SweepFile, points: Iterable[Values]) -> None:
         try:
             file.config(values)
         except UserError as error:
-            raise UserError(_of_space(error, values, file)) from error
+            raise UserError(_of_space(error, values)) from error
 
 
 def check_prepared(checked: Iterable[tuple[Values, RunConfig]]) -> Length:

@@ -133,8 +133,8 @@ def varied(base: Mapping[str, Any], values: Values) -> RunConfig:
         UserError: when these values do not go together.
     """
     tree = copy.deepcopy(dict(base))
-    # Kinds first: they drop the settings of the old kind. Entries of lists last.
-    for key in sorted(values, key=lambda k: ("[" in k, not k.endswith(".kind"))):
+    # Kinds first, the outermost of them before all: they drop the settings of the old kind.
+    for key in sorted(values, key=lambda k: (not k.endswith(".kind"), k.count("."))):
         if "[" not in key:
             overlay(tree, key.split("."), copy.deepcopy(values[key]))
     entries = {key: value for key, value in values.items() if "[" in key}

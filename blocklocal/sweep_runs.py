@@ -99,7 +99,7 @@ class TrialRuns:
         )
         engine = config.engine.model_copy(update={"resources": resources})
         prepared = prepare(config.model_copy(update={"engine": engine}), plan=run.plan)
-        _tell_again(run, prepared, request.told, listener)
+        _tell_again(run, prepared, request, listener)
         if run.state.status != "finished":
             teller = Teller(listener, prepared.schedule.steps)
             resume(prepared, run, [teller], patience=LEAVING_SECONDS)
@@ -143,11 +143,15 @@ def _flat(split: str, metrics: Metrics) -> dict[str, float]:
     )
 
 
-def _tell_again(run: RunDirectory, prepared: Prepared, told: int, listener: Listener) -> None:
+def _tell_again(
+    run: RunDirectory, prepared: Prepared, request: Request, listener: Listener
+) -> None:
     """Report what the run has kept and Tune may not have heard of."""
     kept, steps = start_of(run, None), prepared.schedule.steps
+    there = set(run.checkpoints.steps())
     for evaluation in read_evaluations(run):
-        if told < evaluation.steps <= kept:
+        known = evaluation.steps in there or not request.hands_over
+        if request.told < evaluation.steps <= kept and known:
             listener.tell(evaluation.steps, evaluation.metrics, evaluation.steps == steps)
 
 

@@ -11,11 +11,11 @@ from blocklocal.training import QUEUE
 from orchestrator.rundir import RunDirectory
 from orchestrator.trace import read_spans, write_trace
 from orchestrator.version import code_version
-from tuning.following import Description, Ids, Tracking
 from tuning.records import Outcome
 from tuning.settings import SweepSettings
 from tuning.space import Space
 from tuning.sweep_tracking import SweepTracker
+from tuning.trial_tracking import Description, Ids, Tracking
 
 IDS = "tracking.json"
 """In a sweep's directory: how MLflow calls its runs."""
@@ -75,10 +75,14 @@ def _describe(path: Path) -> Description:
     return Description(dotted(config), tags, tuple(files))
 
 
-def track_best(tracking: Tracking, best: Outcome) -> None:
-    """Log the model of the best trial, as it was at its last step."""
+def track_best(tracking: Tracking, best: Outcome, name: str) -> None:
+    """Log the model of the best trial, as it was at its last step.
+
+    Args:
+        name: of the registered model.
+    """
     assert best.run is not None
     run = RunDirectory.open(best.run)
     step = run.checkpoints.resolve("last")
     config, dataset, model = load_run(run, step)
-    tracking.best(f"{best.number:04d}", model, sample_rows(config, dataset, 2))
+    tracking.best(f"{best.number:04d}", model, sample_rows(config, dataset, 2), name)

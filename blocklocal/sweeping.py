@@ -36,7 +36,7 @@ from tuning.records import Outcome
 from tuning.schedulers import check_scheduler
 from tuning.searchers import Points, known_points
 from tuning.sweep import RUNS, Sweep, read_outcomes, run_sweep
-from tuning.tracking import check_place
+from tuning.tracking import Status, check_place
 
 FILE = "sweep.yaml"
 """In a sweep's directory: the sweep, every setting resolved."""
@@ -136,14 +136,15 @@ def _run(
     )
     tracking = tracking_of(make_config(file.base), directory, file.settings, file.space)
     began = time.monotonic()
-    status, files = "FAILED", ()
+    status: Status = "FAILED"
+    files: tuple[Path, ...] = ()
     try:
         over = run_sweep(sweep, say, tracking, resume=resume)
         say(f"{time.monotonic() - began:.0f} s")
         if over:
             best, files = write_outcome(directory, file, say)
             if tracking is not None:
-                track_best(tracking, best)
+                track_best(tracking, best, file.base["run"]["name"])
         status = "FINISHED" if over else "KILLED"
     finally:
         if tracking is not None:

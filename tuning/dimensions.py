@@ -81,6 +81,12 @@ class Dimension:
             return [int(self.low), int(self.high)]
         return [self.low, self.high]
 
+    def has(self, value: Any) -> bool:
+        """Whether it may take a value."""
+        if self.is_finite:
+            return any(same(value, possible) for possible in self.listed())
+        return isinstance(value, float) and self.low <= value <= self.high
+
     def sample(self, generator: random.Random) -> Any:
         """A value by chance."""
         if self.kind in ("choice", "grid"):

@@ -34,8 +34,8 @@ def draw(
     if not told:
         return made
     curves, parallel, importance = (directory / name for name in PICTURES)
-    _save(_curves(told, metric), curves)
-    _save(_parallel(told, space, metric), parallel)
+    _save(_curves(told, metric, mode), curves)
+    _save(_parallel(told, space, metric, mode), parallel)
     made += [curves, parallel]
     shares = importances(told, space, metric)
     if shares:
@@ -88,10 +88,10 @@ def position(dimension: Dimension, outcome: Outcome) -> float:
     return (value - low) / (high - low) if high > low else 0.5
 
 
-def _curves(outcomes: Sequence[Outcome], metric: str) -> Figure:
+def _curves(outcomes: Sequence[Outcome], metric: str, mode: Mode) -> Figure:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    colours, scale = _colours(outcomes, metric)
+    colours, scale = _colours(outcomes, metric, mode)
     for outcome in outcomes:
         told = [(e.steps, e.metrics[metric]) for e in outcome.evaluations if metric in e.metrics]
         steps, values = zip(*told, strict=True)
@@ -105,11 +105,11 @@ def _curves(outcomes: Sequence[Outcome], metric: str) -> Figure:
     return figure
 
 
-def _parallel(outcomes: Sequence[Outcome], space: Space, metric: str) -> Figure:
+def _parallel(outcomes: Sequence[Outcome], space: Space, metric: str, mode: Mode) -> Figure:
     dimensions = list(space)
     figure = Figure(figsize=(2 + 1.7 * len(dimensions), 4.6), layout="constrained")
     axes = figure.add_subplot()
-    colours, scale = _colours(outcomes, metric)
+    colours, scale = _colours(outcomes, metric, mode)
     last = len(dimensions)
     for outcome in sorted(outcomes, key=lambda o: o.last(metric) or 0.0):
         value = outcome.last(metric) or 0.0
@@ -120,6 +120,8 @@ def _parallel(outcomes: Sequence[Outcome], space: Space, metric: str) -> Figure:
         axes.axvline(at, color="black", linewidth=0.8)
         for height, text in _ticks(dimension):
             _label(axes, at, height, text)
+        if dimension.when:
+            _label(axes, at, _ABSENT, "none")
     axes.axvline(last, color="black", linewidth=0.8)
     for height in (0.0, 1.0):
         _label(axes, last, height, f"{scale.inverse(height):.4g}")
@@ -155,10 +157,12 @@ def _bars(shares: dict[str, float], metric: str) -> Figure:
     return figure
 
 
-def _colours(outcomes: Sequence[Outcome], metric: str) -> tuple[Colormap, Normalize]:
+def _colours(outcomes: Sequence[Outcome], metric: str, mode: Mode) -> tuple[Colormap, Normalize]:
+    """Colours by value; the best are dark."""
     values = [o.last(metric) or 0.0 for o in outcomes]
     low, high = min(values), max(values)
-    return colormaps["viridis"], Normalize(low, high if high > low else low + 1e-9)
+    colours = colormaps["viridis_r" if mode == "max" else "viridis"]
+    return colours, Normalize(low, high if high > low else low + 1e-9)
 
 
 def _save(figure: Figure, path: Path) -> None:

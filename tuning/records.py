@@ -103,7 +103,6 @@ def read_lineage(directory: Path, run: str) -> list[Evaluation]:
     """The evaluations of a run after those of the runs that it goes on from."""
     told: list[Evaluation] = []
     for part in runs_of(directory, run):
-        own = read_evaluations(part)
-        start = own[0].steps if own else 0
-        told = [e for e in told if e.steps < start] + own
+        if own := read_evaluations(part):
+            told = [e for e in told if e.steps < own[0].steps] + own
     return told

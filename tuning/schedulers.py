@@ -30,7 +30,7 @@ from tuning.settings import (
     SweepSettings,
 )
 from tuning.space import Space
-from tuning.trial import FAILED, STEP
+from tuning.trial import FAILED, NUMBER, STEP
 
 Told = Callable[[Mapping[str, Any]], Iterable[dict[str, Any]]]
 """Tune's configuration of a trial to all that the trial has reported, by its records."""
@@ -83,7 +83,13 @@ class HyperBand(HyperBandScheduler):
 
 
 class PBT(PopulationBasedTraining):
-    """Population based training that leaves out what cannot be trained."""
+    """Population based training; a trial that takes over stays itself, by its number."""
+
+    def _get_new_config(
+        self, trial: Trial, trial_to_clone: Trial
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        return {**config, NUMBER: trial.config[NUMBER]}, operations
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if FAILED in result:
@@ -199,6 +205,12 @@ def check_scheduler(settings: SweepSettings, space: Space, steps: int, every: in
             "sweep.scheduler.longest in steps"
         )
     if isinstance(chosen, PBTSettings):
+        for key in space.keys:
+            if key.startswith(("blocks.", "engine.", "lanes.", "network.")):
+                raise UserError(
+                    f"space varies {key}, and sweep.scheduler.kind = pbt moves states between "
+                    "trials, which must be cut and reserved alike: leave it out"
+                )
         for key in chosen.mutate:
             _check_mutation(key, space)
 

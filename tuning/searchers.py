@@ -7,13 +7,14 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ray.tune.search import Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from learning.errors import UserError
 from tuning.settings import BayesOptSearcher, OptunaSearcher, PBTSettings, SweepSettings
 from tuning.space import Dimension, Space, Values
-from tuning.trial import NUMBER
+from tuning.trial import LIKE, NUMBER
 
 if TYPE_CHECKING:
     from optuna.trial import Trial as OptunaTrial
@@ -92,7 +93,7 @@ def make_search(settings: SweepSettings, space: Space, points: Points) -> Any:
         waits = settings.scheduler.kind in ("pbt", "hyperband")
         return BasicVariantGenerator(
             points_to_evaluate=[
-                {NUMBER: number, **{key: values[key] for key in changing}}
+                {NUMBER: number, LIKE: number, **{key: values[key] for key in changing}}
                 for number, values in points.items()
             ],
             # Trials that wait for each other count as running: only room limits them.
@@ -135,7 +136,8 @@ class Numbered(Searcher):
         if not isinstance(suggested, dict):
             return suggested
         number, self._next = self._next, self._next + 1
-        return {NUMBER: number, **suggested}
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in suggested.items()}
+        return {NUMBER: number, **plain}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self.searcher.on_trial_result(trial_id, result)

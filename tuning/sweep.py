@@ -1,18 +1,10 @@
-"""Running a sweep with Ray Tune, and going on with one.
-
-Tune's own state is in `tune/` of the sweep's directory: pickles that only Ray reads. Beside it is a
-copy of the newest whole state, since a driver that is killed while it writes leaves half of one.
-"""
+"""Running a sweep with Ray Tune, and going on with one."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +16,18 @@ from ray.tune.stopper import Stopper
 from learning.errors import UserError
 from orchestrator.files import replace_file
 from orchestrator.rundir import RunDirectory
-from tuning.following import Follower, Say, Tracking, name_of
+from tuning.following import Follower, Say, name_of
 from tuning.records import Outcome, read_evaluations, read_lineage
 from tuning.schedulers import make_scheduler
 from tuning.searchers import Points, make_search, mutated
 from tuning.settings import SweepSettings
 from tuning.space import Space
-from tuning.trial import FAILED, NUMBER, RUN, STEP, Job, Runner, SweepTrial, values_of
+from tuning.trial import FAILED, LIKE, NUMBER, RUN, STEP, Job, Runner, SweepTrial, values_of
+from tuning.trial_tracking import Tracking
+from tuning.tune_state import STATE, Keeper, quiet, restore_state
 
-STATE, KEPT, RUNS, TRIALS = "tune", "tune.kept", "trials", "trials.json"
-"""In a sweep's directory: Tune's state, its copy, the runs of all trials, what became of them."""
-SAVE_SECONDS = 2.0
+RUNS, TRIALS = "trials", "trials.json"
+"""In a sweep's directory: the runs of all trials, and what became of them."""
 WORST = {"max": 0.0, "min": 1e9}
 """Of an accuracy and a loss, for trials that cannot be trained; finite, for means and medians."""
 
@@ -44,14 +37,6 @@ Bundles = Callable[[Mapping[str, Any]], list[dict[str, float]]]
 _RESUME = tune.ResumeConfig(
     errored=tune.ResumeConfig.ResumeType.RESUME  # pyright: ignore[reportArgumentType] - says str
 )
-_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # run directories have it all
-    "TUNE_GLOBAL_CHECKPOINT_S": str(SAVE_SECONDS),
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
 
 
 @dataclass(frozen=True)
@@ -110,12 +95,12 @@ def run_sweep(sweep: Sweep, say: Say, tracking: Tracking | None, *, resume: bool
     )
     enough = Enough(settings)
     keeper = Keeper(sweep.directory)
-    with _quiet():
+    with quiet(sweep.directory, sweep.trials):
         analysis = tune.run(
             trainable,
             name=STATE,
             storage_path=str(sweep.directory),
-            config=dict.fromkeys((NUMBER, *changing)) if sweep.points else {},
+            config=dict.fromkeys((NUMBER, LIKE, *changing)) if sweep.points else {},
             num_samples=sweep.trials,
             search_alg=make_search(settings, sweep.space, sweep.points),
             max_concurrent_trials=None if sweep.points else settings.parallel,
@@ -233,93 +218,3 @@ class Enough(Stopper):
         late = self._minutes is not None and time.monotonic() - self._began > 60 * self._minutes
         self.reached = self.reached or late
         return self.reached
-
-
-class Keeper:
-    """Keeps a copy of Tune's newest whole state."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._looked, self._kept = float("-inf"), 0
-
-    def look(self) -> None:
-        """Copy the state if there is a newer one."""
-        now = time.monotonic()
-        if now - self._looked < SAVE_SECONDS:
-            return
-        self._looked = now
-        newest = _newest(self._directory / STATE)
-        if newest is None or newest.stat().st_mtime_ns == self._kept or not _is_whole(newest):
-            return
-        self._kept = newest.stat().st_mtime_ns
-        new, kept = self._directory / f"{KEPT}.new", self._directory / KEPT
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        for file in _files(newest.parent):
-            shutil.copy2(file, new)
-        if _is_whole(new / newest.name):  # Tune writes whenever it likes
-            shutil.rmtree(kept, ignore_errors=True)
-            os.rename(new, kept)
-
-
-def restore_state(directory: Path) -> bool:
-    """Make sure that Tune finds a whole state; False: there is none, and it begins anew.
-
-    All trials find their runs again even then, since points and numbers of trials are the same.
-    """
-    state, kept = directory / STATE, directory / KEPT
-    newest = _newest(state)
-    if newest is not None and _is_whole(newest):
-        return True
-    for damaged in _files(state):
-        damaged.unlink()
-    whole = _newest(kept)
-    if whole is None or not _is_whole(whole):
-        return False
-    state.mkdir(exist_ok=True)
-    for file in _files(kept):
-        shutil.copy2(file, state)
-    return True
-
-
-def _files(directory: Path) -> list[Path]:
-    """The files of Tune's state: trials as JSON, and what its searcher keeps."""
-    if not directory.is_dir():
-        return []
-    return [f for f in directory.iterdir() if f.is_file() and f.suffix in (".json", ".pkl")]
-
-
-def _newest(directory: Path) -> Path | None:
-    """The file of the trials that Tune would go on from."""
-    return max(
-        (f for f in _files(directory) if f.name.startswith("experiment_state-")),
-        key=lambda f: f.name,
-        default=None,
-    )
-
-
-def _is_whole(file: Path) -> bool:
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return all(other.stat().st_size for other in _files(file.parent))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave the terminal to our own lines; Tune reads some settings from the environment."""
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
-    os.environ.update(_ENVIRONMENT)
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

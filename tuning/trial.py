@@ -32,8 +32,9 @@ from orchestrator.trainer import StopTraining
 from tuning.records import FROM
 from tuning.space import Values
 
-NUMBER = "trial"
-"""The key of a trial's number in what Tune knows of it; all other keys are varied settings."""
+NUMBER, LIKE = "trial", "like"
+"""Keys in what Tune knows of a trial: its number, and whose point it trains, its own or that of the
+trial that it has taken over from. All other keys are varied settings."""
 STEP, FAILED, RUN = "step", "failed", "run"
 """What a report has besides metrics; `failed` is the sentence of a trial that cannot go on."""
 _POINTER = "pointer.json"
@@ -69,6 +70,7 @@ class Request:
         directory: of the run: a new one, or one that this trial has left.
         start: checkpoints of another trial that a new run begins with.
         told: Tune knows all evaluations up to this step.
+        hands_over: what is told may be taken over by others, so that its checkpoint must be there.
     """
 
     number: int
@@ -76,6 +78,7 @@ class Request:
     directory: Path
     start: Path | None
     told: int
+    hands_over: bool = False
 
 
 class Runner(Protocol):
@@ -113,8 +116,8 @@ class Job:
 
 def values_of(config: Mapping[str, Any], points: Mapping[int, Values]) -> Values:
     """The varied settings of a trial: those known beforehand, and over them what Tune says."""
-    said = {key: value for key, value in config.items() if key != NUMBER}
-    return {**points.get(config[NUMBER], {}), **said}
+    said = {key: value for key, value in config.items() if key not in (NUMBER, LIKE)}
+    return {**points.get(config.get(LIKE, config[NUMBER]), {}), **said}
 
 
 class SweepTrial(tune.Trainable):
@@ -135,7 +138,14 @@ class SweepTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         if self._life is None:
             directory = self._job.directory / self._run
-            request = Request(self._number, self._values, directory, self._start, self._step)
+            request = Request(
+                self._number,
+                self._values,
+                directory,
+                self._start,
+                self._step,
+                self._job.hands_over,
+            )
             self._life = _Life(self._job, request)
         told = self._life.next()
         self._step = told[STEP]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.blocklocal.helpers import SCRIPT
-from tuning.sweep import KEPT, STATE, Keeper, restore_state
+from tuning.tune_state import KEPT, STATE, Keeper, restore_state
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -94,20 +94,23 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
         assert trained == list(range(len(trained)))
 
 
+WHOLE = '{"trial_data": [["{}", "{}"]]}'
+
+
 def test_half_a_state_is_replaced_by_the_copy(tmp_path: Path) -> None:
     state = tmp_path / STATE
     state.mkdir()
     assert not restore_state(tmp_path)
-    (state / "experiment_state-1.json").write_text('{"a": 1}')
+    (state / "experiment_state-1.json").write_text(WHOLE)
     (state / "search-1.pkl").write_bytes(b"x")
     assert restore_state(tmp_path)
     Keeper(tmp_path).look()
-    (state / "experiment_state-1.json").write_text('{"a": ')  # a kill in the middle of writing
+    (state / "experiment_state-1.json").write_text(WHOLE[:9])  # a kill in the middle of writing
     (state / "experiment_state-2.json").write_text("")
     Keeper(tmp_path).look()  # keeps no half
     assert restore_state(tmp_path)
     assert [p.name for p in sorted(state.iterdir())] == ["experiment_state-1.json", "search-1.pkl"]
-    assert (state / "experiment_state-1.json").read_text() == '{"a": 1}'
+    assert (state / "experiment_state-1.json").read_text() == WHOLE
     for file in (*state.iterdir(), *(tmp_path / KEPT).iterdir()):
         file.write_bytes(b"")
     assert not restore_state(tmp_path)

@@ -95,9 +95,9 @@ LR = {"loguniform": [0.001, 0.1]}
             "mutate names optimizer.wd, which space does not vary: name one of optimizer.lr",
         ),
         (
-            {"scheduler": {"kind": "pbt", "mutate": ["blocks.count"]}},
+            {"scheduler": {"kind": "pbt", "mutate": ["optimizer.lr"]}},
             {"blocks__count": {"integer": [1, 2]}},
-            "mutate names blocks.count, and what is learnt so far fits only numbers of optimizer",
+            "space varies blocks.count, and sweep.scheduler.kind = pbt moves states between trials",
         ),
         (
             {"scheduler": {"kind": "pbt", "mutate": ["optimizer.kind"]}},

@@ -119,3 +119,6 @@ def test_what_tune_says_goes_over_what_was_known() -> None:
     assert values_of({"trial": 3}, points) == points[3]
     assert values_of({"trial": 3, "optimizer.lr": 0.2}, points)["optimizer.lr"] == 0.2
     assert values_of({"trial": 4, "a": 1}, points) == {"a": 1}
+    # After a takeover all that does not change is the donor's too.
+    taken = values_of({"trial": 4, "like": 3, "optimizer.lr": 0.3}, {4: {}, **points})
+    assert taken == {"optimizer.lr": 0.3, "rule.kind": "bll"}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn, zeros
 
-from tuning.following import Description, Ids, Tracking
+from tuning.trial_tracking import Description, Ids, Tracking
 
 FILES = (Path("config.yaml"), Path("trace.json"))
 
@@ -49,6 +49,9 @@ class FakeTracker:
     def log_model(self, trial_name: str, model: Any, example_input: Any) -> None:
         self._note("model", trial_name)
 
+    def register(self, trial_name: str, model_name: str, alias: str) -> None:
+        self._note("register", trial_name, model_name, alias)
+
     def end_trial(self, trial_name: str, status: str) -> None:
         self._note("end", trial_name, status)
 
@@ -77,7 +80,7 @@ def test_a_trial_in_mlflow(tmp_path: Path) -> None:
     tracking.told("0003", run, told(20), {})  # again, after a loss
     tracking.told("0003", other, told(60), {"optimizer.lr": 0.2})
     tracking.over("0003", other, "FINISHED")
-    tracking.best("0003", nn.Identity(), zeros(2, 1))
+    tracking.best("0003", nn.Identity(), zeros(2, 1), "digits")
     tracking.end("FINISHED", [Path("report.md")])
     assert tracker.calls == [
         ("start", "0003", {"optimizer.lr": 0.1}, {"rule": "bll", "run": "0003"}, None),
@@ -89,6 +92,7 @@ def test_a_trial_in_mlflow(tmp_path: Path) -> None:
         ("file", "0003", FILES[1]),
         ("end", "0003", "FINISHED"),
         ("model", "0003"),
+        ("register", "0003", "digits", "best"),
         ("file", Path("report.md")),
         ("end", "FINISHED"),
     ]
