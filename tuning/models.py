@@ -9,11 +9,11 @@ alone.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -74,7 +74,7 @@ def _flavor() -> ModuleType:
     """The module `mlflow.pytorch`; its import sets up the process's logging, which is undone."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
-    flavor = importlib.import_module("mlflow.pytorch")
+    flavor = import_module("mlflow.pytorch")
     root.setLevel(level)
     for handler in [handler for handler in root.handlers if handler not in handlers]:
         root.removeHandler(handler)
