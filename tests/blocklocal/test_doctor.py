@@ -168,7 +168,6 @@ def test_doctor_says_that_a_plan_does_not_fit(capsys: Capture) -> None:
     assert captured.out.endswith("1 checks failed\n") and captured.err == ""
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (found,) = storage.check_storage(str(tmp_path / "file/below"), [])
