@@ -200,5 +200,5 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_a_run_may_be_kept_under_the_home_directory() -> None:
     """A job's words reach its shell in quotes, so no shell replaces the ~."""
-    config = make_config({"run": {"directory": "~/runs/first"}})
+    config = load_config(None, ["run.directory=~/runs/first"])
     assert config.run.directory == Path.home() / "runs/first"
