@@ -19,7 +19,7 @@ from actors.memory import keep_freed_memory
 from blocklocal import sending, simulating
 from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, load_config, make_config
-from blocklocal.doctor import examine
+from blocklocal.doctor.examination import examine
 from blocklocal.doctor.network import MESSAGE_BYTES
 from blocklocal.inference import evaluate_model, load_run
 from blocklocal.observers import Progress

@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import ray
 from ray.exceptions import RayError
 
 from blocklocal.doctor.check import Check
-from blocklocal.doctor.nodes import SECONDS, Node, reason, start
+from blocklocal.doctor.nodes import Probe, reason
 
 LIMIT_SECONDS = 0.1
 ROUNDS = 5
@@ -37,18 +36,12 @@ def offset(samples: Iterable[Sample]) -> Offset:
     return Offset(best.told - (best.asked + best.heard) / 2, (best.heard - best.asked) / 2)
 
 
-@ray.remote
-def now() -> float:
-    """A node's clock."""
-    return time.time()
-
-
-def check_clocks(nodes: Sequence[Node]) -> Iterator[Check]:
+def check_clocks(probes: Sequence[Probe]) -> Iterator[Check]:
     """Compare each node's clock with this one."""
-    for node in nodes:
-        name = f"clock {node.address}"
+    for probe in probes:
+        name = f"clock {probe.node.address}"
         try:
-            found = offset([_sample(node) for _ in range(ROUNDS)])
+            found = offset([_sample(probe) for _ in range(ROUNDS)])
         except RayError as error:
             yield Check(name, False, reason(error), "see that node's line")
             continue
@@ -63,7 +56,7 @@ def judge(name: str, found: Offset) -> Check:
     return Check(name, ok, detail, fix)
 
 
-def _sample(node: Node) -> Sample:
+def _sample(probe: Probe) -> Sample:
     asked = time.time()
-    told = ray.get(start(node, now), timeout=SECONDS)
+    told = probe.call(time.time)
     return Sample(asked, told, time.time())

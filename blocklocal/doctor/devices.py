@@ -9,11 +9,11 @@ import torch
 from ray.exceptions import GetTimeoutError, RayError
 
 from blocklocal.doctor.check import Check
-from blocklocal.doctor.nodes import SECONDS, Node, reason, start
+from blocklocal.doctor.nodes import SECONDS, Node, reason
 from orchestrator.placement import LEAST_GPUS
 
 
-@ray.remote(num_gpus=LEAST_GPUS)
+@ray.remote(num_cpus=0, num_gpus=LEAST_GPUS)
 def seen() -> str | None:
     """The GPU that this task was given, as PyTorch sees it."""
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
@@ -21,8 +21,9 @@ def seen() -> str | None:
 
 def check_gpus(nodes: Sequence[Node]) -> Iterator[Check]:
     """Look at a GPU of each node that has some; one whose GPUs are all taken is left alone."""
-    asked = [(node, start(node, seen)) for node in nodes if node.resources.get("GPU", 0) > 0]
-    for node, call in asked:
+    having = [node for node in nodes if node.resources.get("GPU", 0) > 0]
+    calls = [seen.options(scheduling_strategy=node.placed).remote() for node in having]
+    for node, call in zip(having, calls, strict=True):
         name, count = f"GPU {node.address}", node.resources["GPU"]
         try:
             found = ray.get(call, timeout=SECONDS)

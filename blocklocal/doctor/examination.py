@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import ray
 
@@ -15,8 +15,9 @@ from blocklocal.doctor.fit import check_plan
 from blocklocal.doctor.here import check_here
 from blocklocal.doctor.memory import bytes_under_way, check_store
 from blocklocal.doctor.network import MESSAGE_BYTES, check_links
-from blocklocal.doctor.nodes import Node, Report, check_nodes, live_nodes, report
+from blocklocal.doctor.nodes import Probe, ask, live_nodes, probes
 from blocklocal.doctor.storage import check_storage
+from blocklocal.doctor.versions import Report, compare, report, unanswered
 from blocklocal.preparation import prepare
 from orchestrator.plan import Plan
 from orchestrator.storage import absolute
@@ -52,17 +53,31 @@ def _resources() -> Iterator[Check]:
 
 
 def _nodes(config: RunConfig, here: Report, plan: Plan | None, message: int) -> Iterator[Check]:
-    answered: list[tuple[Node, Report]] = []
     nodes = live_nodes()
     yield Check("nodes", True, str(len(nodes)))
-    yield from check_nodes(nodes, here, lambda node, said: answered.append((node, said)))
+    with probes(nodes) as asked:
+        answers = ask(asked, report)
+        for answer in answers:
+            name = f"node {answer.probe.node.address}"
+            if answer.failure is not None:
+                yield unanswered(name, answer.failure)
+            else:
+                yield compare(name, here, answer.value)
+        there = [answer for answer in answers if answer.failure is None]
+        yield from _machines(config, [(a.probe, a.value) for a in there], plan, message)
+
+
+def _machines(
+    config: RunConfig, there: Sequence[tuple[Probe, Report]], plan: Plan | None, message: int
+) -> Iterator[Check]:
+    """Check the nodes that answered, and what is between them."""
     needed = 0 if plan is None else bytes_under_way(plan, config.engine.window, config.lanes.min)
-    for node, said in answered:
-        yield check_store(node, said, needed)
-    there = [node for node, _ in answered]
-    yield from check_gpus(there)
-    yield from check_clocks(there)
-    yield from check_links(there, message)
+    for probe, said in there:
+        yield check_store(probe.node, said, needed)
+    asked = [probe for probe, _ in there]
+    yield from check_gpus([probe.node for probe in asked])
+    yield from check_clocks(asked)
+    yield from check_links(asked, message)
     storage = absolute(config.checkpoints.storage)
     if storage is not None:
-        yield from check_storage(storage, there)
+        yield from check_storage(storage, asked)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from blocklocal.doctor.check import Check
-from blocklocal.doctor.nodes import Report
+from blocklocal.doctor.versions import Report
 
 
 def check_here(said: Report) -> Iterator[Check]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from blocklocal.doctor.check import Check
-from blocklocal.doctor.nodes import Node, Report
+from blocklocal.doctor.nodes import Node
+from blocklocal.doctor.versions import Report
 from orchestrator.plan import Plan
 
 LEAST_BYTES = 100 * 2**20

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from blocklocal.doctor.check import Check
-from blocklocal.doctor.nodes import SECONDS, Node, reason, start
+from blocklocal.doctor.nodes import SECONDS, Probe, reason
 
 MEBI = 2**20
 MESSAGE_BYTES = 16 * MEBI
@@ -24,13 +24,11 @@ LEAST_MEBI_PER_SECOND = 10.0  # about a 100 Mbit/s network
 ROUNDS = 3
 
 
-@ray.remote
 def put(size: int) -> list[ray.ObjectRef[Any]]:
     """Put a message into this node's object store; Ray must not take it along by itself."""
     return [ray.put(np.arange(size, dtype=np.uint8))]
 
 
-@ray.remote
 def take(message: list[ray.ObjectRef[Any]]) -> tuple[float, int]:
     """Fetch a message: seconds, and its last byte."""
     started = time.perf_counter()
@@ -38,12 +36,12 @@ def take(message: list[ray.ObjectRef[Any]]) -> tuple[float, int]:
     return time.perf_counter() - started, int(array[-1])
 
 
-def check_links(nodes: Sequence[Node], size: int = MESSAGE_BYTES) -> Iterator[Check]:
+def check_links(probes: Sequence[Probe], size: int = MESSAGE_BYTES) -> Iterator[Check]:
     """Send messages of `size` bytes around the ring of nodes."""
-    for sender, receiver in zip(nodes, [*nodes[1:], *nodes[:1]], strict=True):
-        name = f"link {sender.address} to {receiver.address}"
+    for sender, receiver in zip(probes, [*probes[1:], *probes[:1]], strict=True):
+        name = f"link {sender.node.address} to {receiver.node.address}"
         if sender is receiver:
-            name = f"link within {sender.address}"
+            name = f"link within {sender.node.address}"
         try:
             seconds = min(_send(sender, receiver, size) for _ in range(ROUNDS))
         except RayError as error:
@@ -64,8 +62,7 @@ def judge(name: str, size: int, seconds: float) -> Check:
     return Check(name, rate >= LEAST_MEBI_PER_SECOND, detail, fix)
 
 
-def _send(sender: Node, receiver: Node, size: int) -> float:
-    message = ray.get(start(sender, put, size), timeout=SECONDS)
-    seconds, last = ray.get(start(receiver, take, message), timeout=SECONDS)
+def _send(sender: Probe, receiver: Probe, size: int) -> float:
+    seconds, last = receiver.call(take, sender.call(put, size))
     assert last == (size - 1) % 256, "a message arrived as another"
     return seconds

@@ -8,10 +8,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 
-import ray
-
 from blocklocal.doctor.check import Check
-from blocklocal.doctor.nodes import Node, ask
+from blocklocal.doctor.nodes import Probe, ask
 from learning.errors import UserError
 from orchestrator.storage import Storage, open_storage, reason
 
@@ -19,7 +17,7 @@ PROBE = b"written by blocklocal doctor"
 OURS = "probe/driver"
 
 
-def check_storage(location: str, nodes: Sequence[Node]) -> Iterator[Check]:
+def check_storage(location: str, probes: Sequence[Probe]) -> Iterator[Check]:
     """Write here and on every node, and read there what was written here.
 
     Args:
@@ -38,19 +36,19 @@ def check_storage(location: str, nodes: Sequence[Node]) -> Iterator[Check]:
         return
     yield Check("storage here", True, f"wrote {storage.at()}")
     try:
-        for node, said, why in ask(nodes, tried, location, name):
-            yield _judge(f"storage {node.address}", said, why)
+        for answer in ask(probes, attempt, location, name):
+            yield _judge(f"storage {answer.probe.node.address}", answer.failure or answer.value)
     finally:
         _clear(storage)
 
 
-def _judge(name: str, said: str | None, why: str | None) -> Check:
+def _judge(name: str, wrong: str | None) -> Check:
     fix = (
         "give the node the same mount or credentials, or checkpoints.storage a URI that all "
         "nodes reach, such as s3://bucket/prefix"
     )
-    if why is not None or said is not None:
-        return Check(name, False, why or said or "", fix)
+    if wrong is not None:
+        return Check(name, False, wrong, fix)
     return Check(name, True, "writes, and reads what was written here")
 
 
@@ -75,9 +73,6 @@ def attempt(location: str, name: str) -> str | None:
     except OSError as error:
         return f"cannot write {storage.at(mine)} ({reason(error)})"
     return None
-
-
-tried = ray.remote(attempt)
 
 
 def _clear(storage: Storage) -> None:

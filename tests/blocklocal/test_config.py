@@ -196,3 +196,9 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*no\.yaml \(No such file or directory\)"):
         load_config(tmp_path / "no.yaml")
+
+
+def test_a_run_may_be_kept_under_the_home_directory() -> None:
+    """A job's words reach its shell in quotes, so no shell replaces the ~."""
+    config = load_config(None, ["run.directory=~/runs/first"])
+    assert config.run.directory == Path.home() / "runs/first"

@@ -12,23 +12,15 @@ import ray
 import torch
 
 from blocklocal import cli
-from blocklocal.doctor import (
-    Check,
-    clocks,
-    devices,
-    examination,
-    fit,
-    memory,
-    network,
-    nodes,
-    storage,
-)
+from blocklocal.doctor import clocks, devices, examination, fit, memory, network, nodes, storage
+from blocklocal.doctor.check import Check
+from blocklocal.doctor.versions import Report, compare, report
 from orchestrator.plan import BlockPlan, Plan
 from tests.blocklocal.helpers import SMALL, command, only_sentence
 
 Capture = pytest.CaptureFixture[str]
 GIBI = 2**30
-HERE = nodes.Report({"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0"}, 4 * GIBI)
+HERE = Report({"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0"}, 4 * GIBI)
 
 
 def node(address: str = "10.0.0.1", **resources: float) -> nodes.Node:
@@ -73,18 +65,18 @@ def test_a_finding_reads_as_a_line() -> None:
 )
 def test_another_version_on_a_node(there: dict[str, str | None], said: str) -> None:
     versions = {**HERE.versions, **there}
-    found = nodes.compare("node 10.0.0.1", HERE, nodes.Report(versions, None))
+    found = compare("node 10.0.0.1", HERE, Report(versions, None))
     assert not found.ok and said in found.detail
     assert "pip install -c constraints.txt" in found.fix
 
 
 def test_the_same_versions_on_a_node() -> None:
-    found = nodes.compare("node 10.0.0.1", HERE, HERE)
+    found = compare("node 10.0.0.1", HERE, HERE)
     assert found == Check("node 10.0.0.1", True, "python 3.11.7, ray 2.60.0, torch 2.13.0")
 
 
 def test_this_machine_reports_what_is_installed() -> None:
-    said = nodes.report()
+    said = report()
     assert said.versions["ray"] == ray.__version__
     assert said.versions["python"] == ".".join(map(str, sys.version_info[:3]))
 
@@ -168,7 +160,6 @@ def test_doctor_says_that_a_plan_does_not_fit(capsys: Capture) -> None:
     assert captured.out.endswith("1 checks failed\n") and captured.err == ""
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (found,) = storage.check_storage(str(tmp_path / "file/below"), [])

@@ -33,31 +33,27 @@ ROOT = Path(__file__).parents[2]
 IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
 
 
-@pytest.fixture
-def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty account, and a HOME for the key that the launcher makes."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / ".ssh").mkdir()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
-    # The launcher gives AWS half a minute to tell all its parts of a new role.
-    monkeypatch.setattr(launcher, "time", SimpleNamespace(sleep=lambda seconds: None))
-    with mock_aws():
-        yield
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """The shipped file as `ray up` hands it to the head, after its calls to an empty account."""
+    home = tmp_path_factory.mktemp("aws")
+    (home / ".ssh").mkdir()  # for the key that the launcher makes
+    account = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**account, "AWS_DEFAULT_REGION": "us-west-2", "HOME": home}.items():
+            patch.setenv(name, str(value))
+        patch.delenv("AWS_PROFILE", raising=False)
+        # The launcher gives AWS half a minute to tell all its parts of a new role.
+        patch.setattr(launcher, "time", SimpleNamespace(sleep=lambda seconds: None))
+        with mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
+            read = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+            filled = AWSNodeProvider.fillout_available_node_types_resources(read)
+            validate_config(filled)
+            yield AWSNodeProvider.bootstrap_config(filled)
 
 
-def bootstrapped() -> dict[str, Any]:
-    """The shipped file as `ray up` hands it to the head."""
-    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
-    config = AWSNodeProvider.fillout_available_node_types_resources(config)
-    validate_config(config)
-    return AWSNodeProvider.bootstrap_config(config)
-
-
-def start(provider: AWSNodeProvider, config: dict[str, Any], name: str, count: int) -> None:
-    """Start nodes as the launcher and the autoscaler do."""
+def start(provider: AWSNodeProvider, config: dict[str, Any], name: str) -> None:
+    """Start a node as the launcher and the autoscaler do."""
     kind = NODE_KIND_HEAD if name == "head" else NODE_KIND_WORKER
     tags = {
         TAG_RAY_NODE_KIND: kind,
@@ -66,7 +62,7 @@ def start(provider: AWSNodeProvider, config: dict[str, Any], name: str, count: i
         TAG_RAY_NODE_STATUS: STATUS_UNINITIALIZED,
         TAG_RAY_LAUNCH_CONFIG: "hash",
     }
-    provider.create_node(config["available_node_types"][name]["node_config"], tags, count)
+    provider.create_node(config["available_node_types"][name]["node_config"], tags, 1)
 
 
 def instances() -> list[dict[str, Any]]:
@@ -74,15 +70,13 @@ def instances() -> list[dict[str, Any]]:
     return [instance for reservation in found for instance in reservation["Instances"]]
 
 
-@pytest.mark.usefixtures("aws")
-def test_what_the_launcher_makes(tmp_path: Path) -> None:
-    config = bootstrapped()
+def test_what_the_launcher_makes(config: dict[str, Any]) -> None:
     head, worker = (t["node_config"] for t in config["available_node_types"].values())
     profile = boto3.client("iam").get_instance_profile(InstanceProfileName="ray-autoscaler-v1")
     (role,) = profile["InstanceProfile"]["Roles"]
     # The role that the file's first lines give the right to look images up.
     assert role["RoleName"] == "ray-autoscaler-v1"
-    assert head["IamInstanceProfile"]["Arn"] == profile["InstanceProfile"]["Arn"]
+    assert config["head_node"]["IamInstanceProfile"]["Arn"] == profile["InstanceProfile"]["Arn"]
     assert "IamInstanceProfile" not in worker
     groups = boto3.client("ec2").describe_security_groups(GroupIds=worker["SecurityGroupIds"])
     opened = [p for g in groups["SecurityGroups"] for p in g["IpPermissions"]]
@@ -90,17 +84,14 @@ def test_what_the_launcher_makes(tmp_path: Path) -> None:
     assert [p["FromPort"] for p in worldwide] == [22]
     keys = boto3.client("ec2").describe_key_pairs()["KeyPairs"]
     assert [key["KeyName"] for key in keys] == [head["KeyName"]] == [worker["KeyName"]]
-    assert [p.name for p in (tmp_path / ".ssh").iterdir()] == [f"{head['KeyName']}.pem"]
+    assert [p.name for p in (Path.home() / ".ssh").iterdir()] == [f"{head['KeyName']}.pem"]
 
 
-@pytest.mark.usefixtures("aws")
-def test_head_and_spot_workers_start_and_end() -> None:
-    config = bootstrapped()
+def test_head_and_spot_workers_start_and_end(config: dict[str, Any]) -> None:
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
-    start(provider, config, "head", 1)
-    start(provider, config, "gpu-worker", 2)
-    (image,) = boto3.client("ssm").get_parameters(Names=[IMAGE])["Parameters"]
-    assert {instance["ImageId"] for instance in instances()} == {image["Value"]}
+    for name in ("head", "gpu-worker", "gpu-worker"):
+        start(provider, config, name)
+    assert {instance["ImageId"] for instance in instances()} == {f"resolve:ssm:{IMAGE}"}
     kinds = [(i["InstanceType"], i.get("InstanceLifecycle")) for i in instances()]
     assert sorted(kinds, key=str) == [("g5.xlarge", "spot")] * 2 + [("m5.xlarge", None)]
     nodes = provider.non_terminated_nodes({})

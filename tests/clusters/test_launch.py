@@ -27,6 +27,7 @@ def launched() -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
 def test_a_machine_is_never_this_one() -> None:
     """Outside of namespaces of its own the program refuses, before it has touched anything."""
     mounts = Path("/proc/self/mounts").read_text()
