@@ -38,8 +38,8 @@ from benchmarks.workloads import Workload, configuration
 from blocklocal.clusters import cluster
 
 WORKLOAD = Workload("mlp", 512, 256)
-TABLE_SECONDS = 120.0  # of kills, in each run of the table
-TABLE_BETWEEN, TABLE_EVERY = (15.0, 30.0, 60.0), (20, 100, 500)
+TABLE_SECONDS = 60.0  # of kills, in each run of the table
+TABLE_BETWEEN, TABLE_EVERY = (10.0, 20.0, 60.0), (20, 500)
 NODES = 4  # of a CPU each: two to spare
 NODE: dict[str, Any] = {"num_cpus": 1, "node_ip_address": "127.0.0.2"}
 """On the loopback, by an address that Ray does not take for this machine's name for itself."""

@@ -177,7 +177,7 @@ def main(words: Sequence[str] | None = None) -> None:
     busy: list[float] = []
     first = CASES[0]
     with cluster(first.config(first.workload(arguments.tiny), 1)):
-        repeats = 1 if arguments.tiny else 3
+        repeats = 1 if arguments.tiny else 5
         machine = calibrate(cores, repeats=repeats, steps=arguments.steps, tiny=arguments.tiny)
         print(machine.model_dump_json(), flush=True)
         for repeat in range(arguments.repeats):
