@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from blocklocal.config import make_config
 from blocklocal.sweep_checks import check_bundles, check_points, check_prepared, check_values
 from blocklocal.sweep_file import SweepFile, varied
 from blocklocal.sweep_runs import TrialRuns
+from blocklocal.sweeping import best_tree
 from learning.errors import UserError
 from orchestrator.rundir import RunDirectory
 from tests.blocklocal.helpers import command, refused
 from tests.orchestrator.engines import CPUS, eventually, free_cpus
+from tuning.records import Outcome, read_lineage
 from tuning.searchers import known_points
 from tuning.sweep import read_outcomes
-from tuning.trial import Job, Request, _Life
+from tuning.trial import Job, Request, SweepTrial, _Life
 
 EXAMPLE = Path(__file__).parents[2] / "examples/sweep.yaml"
 SMALL = {
@@ -257,6 +260,55 @@ def test_a_trial_leaves_nothing_in_memory(here: Path) -> None:
     assert alive[0] == alive[1] == alive[2]
     states = [RunDirectory.open(here / f"trials/{n}").state.status for n in range(3)]
     assert states == ["finished", "stopped", "finished"]
+
+
+@pytest.mark.usefixtures("no_fsync")
+def test_a_trial_takes_over_from_another(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Tune has it done: it saves one trial and restores the other from that."""
+    points = {number: {"optimizer.lr": lr} for number, lr in ((0, 0.01), (1, 1e-5))}
+    file = SweepFile.of({**SMALL, "optimizer": {"kind": "sgd"}})
+    (here / "trials").mkdir()
+    metric = "validation/accuracy"
+    runs = TrialRuns(file.base, 1.0, 1)
+    job = Job(runs, here / "trials", points, metric, 0.0, hands_over=True)
+
+    def trial(**config: Any) -> SweepTrial:
+        made = object.__new__(SweepTrial)  # without an actor around it
+        made.setup(config, job)
+        return made
+
+    def to_the_end(one: SweepTrial) -> dict[str, Any]:
+        while "done" not in (told := one.step()):
+            pass
+        one.cleanup()
+        return told
+
+    donor, poor = trial(trial=0, like=0), trial(trial=1, like=1)
+    assert [donor.step()["step"], donor.step()["step"], poor.step()["step"]] == [6, 12, 6]
+    (here / "saved").mkdir()
+    donor.save_checkpoint(str(here / "saved"))
+    assert to_the_end(donor)["run"] == "0000"
+    poor.cleanup()
+    shutil.rmtree(here / "trials/0000/checkpoints/step-00000024")  # it needs nothing of the donor
+
+    config = {"trial": 1, "like": 0, "optimizer.lr": 0.02}
+    taken = trial(**config)
+    taken.load_checkpoint(str(here / "saved"))
+    assert taken.step()["step"] == 18
+    taken.cleanup()
+    again = trial(**config)  # its process was lost: it goes on where it was
+    again.load_checkpoint(str(here / "saved"))
+    told = to_the_end(again)
+    assert told["step"] == 24 and told["run"].startswith("0001-from-0000-12-")
+    steps = [e.steps for e in read_lineage(here / "trials", told["run"])]
+    assert steps == [6, 12, 18, 24]
+    run = RunDirectory.open(here / "trials" / told["run"])
+    assert [m["step"] for m in run.read_metrics() if m["split"] == "train"] == [*range(12, 24)]
+    assert run.config["optimizer"]["lr"] == 0.02
+    outcome = Outcome(1, {"optimizer.lr": 0.02}, "finished", run.path, [])
+    Path("best.yaml").write_text(yaml.safe_dump(best_tree(file, outcome)))
+    command(capsys, "train", "best.yaml", "run.directory=again")
+    assert_same_bits(run, RunDirectory.open("again"))
 
 
 # --- what is refused --------------------------------------------------------------------------
