@@ -29,6 +29,7 @@ PAGES = {
     "throughput": (RESULTS / "throughput.md", None),
     "memory": (RESULTS / "memory.md", MEMORY),
     "time": (RESULTS / "time_to_accuracy.md", None),
+    "punisher": (RESULTS / "punisher.md", None),
 }
 """The page whose first table stands between the README's markers of that name, and its columns."""
 
