@@ -74,11 +74,13 @@ class Clock(Observer):
         return {"rate": rate, "details": {"cpu_ms": cost}}
 
 
-def configuration(steps: int, directory: Path | None, *, tracked: bool) -> RunConfig:
+def configuration(
+    steps: int, directory: Path | None, *, tracked: bool, blocks: int = BLOCKS
+) -> RunConfig:
     return make_config(
         {
             "run": {"directory": None if directory is None else str(directory)},
-            "blocks": {"at": [f"layer{k}" for k in range(2, BLOCKS + 1)]},
+            "blocks": {"at": [f"layer{k}" for k in range(2, blocks + 1)]},
             "rule": {"kind": "local"},
             "optimizer": {"kind": "sgd", "lr": 0.01},
             "training": {"steps": steps, "batch": BATCH, "evaluate_every": steps},
@@ -91,16 +93,16 @@ def configuration(steps: int, directory: Path | None, *, tracked: bool) -> RunCo
     )
 
 
-def run_once(steps: int, skip: int, grain: float, *, tracked: bool) -> Sample:
+def run_once(steps: int, skip: int, grain: float, *, tracked: bool, blocks: int = BLOCKS) -> Sample:
     """Train once."""
-    layers = [(f"layer{k}", Waiting(grain)) for k in range(1, BLOCKS + 1)]
+    layers = [(f"layer{k}", Waiting(grain)) for k in range(1, blocks + 1)]
     model = nn.Sequential(OrderedDict([*layers, ("head", nn.Linear(WIDTH, CLASSES))]))
     x = np.random.default_rng(0).standard_normal((64, WIDTH), dtype=np.float32)
     y = np.arange(64) % CLASSES
     data = arrays_dataset(x, y, x[:BATCH], y[:BATCH], validation=0)
     clock = Clock(skip)
     with tempfile.TemporaryDirectory() as directory:
-        config = configuration(steps, Path(directory) / "run", tracked=tracked)
+        config = configuration(steps, Path(directory) / "run", tracked=tracked, blocks=blocks)
         train(prepare(config, model=model, dataset=data), [clock])
     return clock.sample()
 

@@ -123,4 +123,4 @@ class RayMetrics(Observer):
 
     def _count(self, name: str, value: float, tags: dict[str, str] | None = None) -> None:
         if value > 0:  # Ray refuses to count nothing
-            self._counters[name].inc(value, tags)
+            self._counters[name].inc(value, tags or {})

@@ -209,11 +209,11 @@ def _train(
     with _afterwards(record):
         check_place(config.tracking, run.path.parent)
         tracking = TrackingObserver(tracker(), connected) if config.tracking.enabled else None
-        gauges = None
-        if engine is not None and config.engine.kind == "ray":
-            told = tracking.actors if tracking else None
-            gauges = RayMetrics(run.path.name, start, config.lanes.min, told)
         with _afterwards(end):
+            gauges = None
+            if engine is not None and config.engine.kind == "ray":
+                told = tracking.actors if tracking else None
+                gauges = RayMetrics(run.path.name, start, config.lanes.min, told)
             trainer = Trainer(
                 run,
                 run.checkpoints,

@@ -60,5 +60,5 @@ def test_a_sweep_is_written_and_listed() -> None:
 
 
 def test_a_tracked_run_is_clocked(ray_cluster: None) -> None:
-    sample = tracking.run_once(12, 2, 0.001, tracked=True)
+    sample = tracking.run_once(12, 2, 0.001, tracked=True, blocks=2)
     assert sample["rate"] > 0 and sample["details"]["cpu_ms"] >= 0

@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -73,12 +74,11 @@ def _flavor() -> ModuleType:
     """The module `mlflow.pytorch`; its import sets up the process's logging, which is undone."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
-    import mlflow.pytorch
-
+    flavor = import_module("mlflow.pytorch")
     root.setLevel(level)
     for handler in [handler for handler in root.handlers if handler not in handlers]:
         root.removeHandler(handler)
-    return mlflow.pytorch
+    return flavor
 
 
 @contextmanager
