@@ -174,7 +174,9 @@ def _suggest(trial: OptunaTrial, dimension: Dimension) -> Any:
     key = dimension.key
     if dimension.kind == "choice":
         positions = range(len(dimension.values))  # Optuna takes no lists
-        return dimension.values[trial.suggest_categorical(key, positions)]
+        at = trial.suggest_categorical(key, positions)
+        assert isinstance(at, int)
+        return dimension.values[at]
     if dimension.kind == "integer":
         return trial.suggest_int(key, int(dimension.low), int(dimension.high))
     if dimension.kind == "quniform":
