@@ -42,8 +42,8 @@ class Probe:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        options = {"num_cpus": 0, "scheduling_strategy": node.placed}
-        self._actor: Any = ray.remote(**options)(_Answering).remote()
+        answering: Any = ray.remote(_Answering)
+        self._actor = answering.options(num_cpus=0, scheduling_strategy=node.placed).remote()
 
     def start(self, function: Callable[..., T], *arguments: object) -> ray.ObjectRef[T]:
         """Have a function called there."""
