@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -65,12 +66,12 @@ class Launched:
         """Bring it up, and wait for the workers, which the head starts."""
         os.chdir(ROOT)  # file mounts are relative to it
         ray("up", "--yes", str(CLUSTER))
-        for worker in self.workers:
-            until(lambda at=worker: self.has_ray(at), 90, f"no Ray on {worker}")
+        until(self.is_whole, 90, "the workers do not join")
 
-    def has_ray(self, address: str) -> bool:
-        """Whether Ray has started on a machine."""
-        return self.machines.ssh(address, "pgrep --count --full ray::Dash; true") != "0\n"
+    def is_whole(self) -> bool:
+        """Whether all workers have joined: a run is refused where its plan does not fit yet."""
+        said = self.machines.ssh(self.head, "ray status; true")
+        return "(no pending nodes)" in said and re.search(r"/[1-9][.\d]* CPU", said) is not None
 
     def connect(self) -> None:
         """Forward the port of jobs, as the user does."""
