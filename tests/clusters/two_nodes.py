@@ -20,12 +20,15 @@ from blocklocal import cli
 from tests.blocklocal.helpers import SMALL
 
 
+NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.2"}
+"""On the loopback, by an address that Ray does not take for this machine's name for itself."""
+
+
 def main() -> None:
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
+    head = {**NODE, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        cluster.add_node(num_cpus=1, num_gpus=1)
+        cluster.add_node(**NODE, num_gpus=1)
         ray.init(address=cluster.address, log_to_driver=False)
         out = io.StringIO()
         with tempfile.TemporaryDirectory() as shared, contextlib.redirect_stdout(out):
