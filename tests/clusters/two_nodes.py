@@ -19,7 +19,6 @@ from ray.cluster_utils import Cluster
 from blocklocal import cli
 from tests.blocklocal.helpers import SMALL
 
-
 NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.2"}
 """On the loopback, by an address that Ray does not take for this machine's name for itself."""
 
