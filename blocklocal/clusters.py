@@ -95,8 +95,13 @@ def _refusal(address: str | None, error: Exception) -> UserError:
             f"{where} has Ray {ray_there} and Python {python_there}, and this process Ray "
             f"{ray_here} and Python {python_here}: install the same here and there"
         )
+    copy = "copy ~/.ray/auth_token from a machine that may use it, or set RAY_AUTH_TOKEN"
+    if "Failed to connect to Ray cluster" in said:  # its port answers: Ray says why in its log only
+        return UserError(
+            f"{where} is there and does not let this process in: {copy} and RAY_AUTH_MODE=token; "
+            "or name the port of Ray's head"
+        )
     if isinstance(error, AuthenticationError):
-        copy = "copy ~/.ray/auth_token from a machine that may use it, or set RAY_AUTH_TOKEN"
         if "invalid" in said.lower():
             return UserError(f"{where} refuses the token of this process: {copy}")
         return UserError(f"{where} wants a token, and this process has none: {copy}")

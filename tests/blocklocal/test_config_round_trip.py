@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from blocklocal.config import RunConfig, dotted, known_keys, load_config, make_config
 from learning.rules import Backprop, Local
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+SWEEP = "sweep.yaml"  # of other sections too; tests of sweeps read it
+FILES = (Path(__file__).parents[2] / "examples").glob("*.yaml")
+EXAMPLES = sorted(path for path in FILES if path.name != SWEEP)
 
 
 def _words(config: RunConfig) -> list[str]:

@@ -166,7 +166,7 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_last_one(
     capsys.readouterr()
     assert cli.main(["train", "--resume", str(damaged)]) == 0
     said = capsys.readouterr()
-    warning = "step-00000012/block1.safetensors is damaged (its sha256 is not the manifest's): "
+    warning = "step-00000012/block1.safetensors is damaged (its xxh3_128 is not the manifest's): "
     assert said.err.startswith("blocklocal: warning: ") and said.err.count("\n") == 1
     assert said.err.endswith(f"{warning}checkpoint 12 is skipped\n")
     assert "at step 8 of 12" in said.out
