@@ -119,6 +119,8 @@ class Teller(Observer):
         steps: of the run.
     """
 
+    waits_for_saved = True  # Tune may stop the trial there, or hand the checkpoint over
+
     def __init__(self, listener: Listener, steps: int) -> None:
         self._listener, self._steps = listener, steps
         self._trained: dict[str, float] = {}

@@ -42,7 +42,13 @@ class StopTraining(Exception):  # noqa: N818 - no error
 
 
 class Observer:
-    """Whoever wants to know how training goes; called in the order of steps. This one does not."""
+    """Whoever wants to know how training goes; called in the order of steps. This one does not.
+
+    Attributes:
+        waits_for_saved: each checkpoint is to be complete, and told, before anything later is.
+    """
+
+    waits_for_saved = False
 
     def stepped(self, step: int, metrics: Metrics) -> None:
         """Every learner has finished `step`."""
@@ -166,6 +172,8 @@ class Trainer:
                     value = self._validated.pop(event.step, None)
                     self._written = event
                     self._writing.begin(partial(self._save, event, value))
+                    if any(observer.waits_for_saved for observer in self.observers):
+                        self._finish_writing()
                 case Changed():
                     self.run.append_change(event.step, event.what, event.lanes)
                     for observer in self.observers:

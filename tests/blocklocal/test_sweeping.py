@@ -165,8 +165,11 @@ def test_a_population_gets_better_and_its_best_trains_again(
     alone = [RunDirectory.open(f"swept/trials/000{n}").config["optimizer"]["lr"] for n in range(4)]
     losses = [o.last("validation/loss") or 9.9 for o in outcomes]
     before = []
+    first = RunDirectory.open("swept/trials/0000").config
     for number, lr in enumerate(alone):
-        command(capsys, "train", path, f"optimizer.lr={lr}", f"run.directory=alone{number}")
+        run = {**first, "run": {"directory": f"alone{number}"}}
+        Path("alone.yaml").write_text(yaml.safe_dump(run))
+        command(capsys, "train", "alone.yaml", f"optimizer.lr={lr}")
         records = RunDirectory.open(f"alone{number}").read_metrics()
         before.append([m["block2/loss"] for m in records if m["split"] == "validation"][-1])
     assert statistics.fmean(losses) < statistics.fmean(before)
