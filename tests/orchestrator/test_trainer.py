@@ -210,6 +210,23 @@ def test_training_goes_on_while_a_snapshot_is_written_and_the_next_one_waits(
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
+class Waiting(Recorder):
+    """Hears of each checkpoint before anything later."""
+
+    waits_for_saved = True
+
+    def saved(self, steps: int) -> None:
+        self.heard.append(("saved", steps))
+
+
+def test_training_waits_for_checkpoints_where_an_observer_does(run: RunDirectory) -> None:
+    waiting = Waiting()
+    events = [snapshot(0), step_done(1), validated(1, 0.5), snapshot(1), step_done(2)]
+    trainer(run, waiting).train(Scripted(events), range(100), Calendar())
+    order = [heard[:2] for heard in waiting.heard]
+    assert order == [("saved", 1), ("stepped", 1), ("evaluated", 1), ("saved", 2), ("stepped", 2)]
+
+
 def test_what_is_being_written_is_waited_for_before_anything_is_restored(
     run: RunDirectory, go: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
