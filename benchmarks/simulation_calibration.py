@@ -5,11 +5,10 @@
    operation's own time is what sending costs; from its end to the start of the receiver's work
    passes what receiving costs. Lines through the medians over the sizes give seconds a message
    and seconds a byte.
-2. *Daemons*: what CPU time all processes took in the same runs beyond operations, sending and
-   receiving, by messages; and without messages, while actors wait.
-3. *Cores*: `benchmarks/simulation_cores.py`.
+2. *Background*: what CPU time all processes take while no run is on.
+3. *Cores*, and what messages take of them besides: `benchmarks/simulation_cores.py`.
 
-An actor makes the batches in 1 and 2: it sends them, and they are messages like others.
+An actor makes the batches in 1: it sends them, and they are messages like others.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from actors.operations import Kind, Span
 from benchmarks.measuring import cpu_seconds
 from benchmarks.simulation_cores import fit_cores
-from benchmarks.simulation_runs import rate, run
+from benchmarks.simulation_runs import run
 from blocklocal import arrays_dataset
 from blocklocal.config import RunConfig, make_config
 from blocklocal.preparation import Prepared, prepare
@@ -37,8 +36,6 @@ from orchestrator.costs import measure_costs
 SIZES = (16, 4096, 16384)
 """Features of the thin network's activations; with `BATCH` rows 2 KB to 2 MB."""
 BATCH, CLASSES = 32, 10
-MESSAGES = 3
-"""Of a step: the batch, the activation, the gradient."""
 WARMUP = 20
 IDLE_SECONDS = 2.0
 
@@ -101,18 +98,16 @@ def calibrate(cores: int, *, repeats: int, steps: int, tiny: bool = False) -> Cl
 
 
 def _with_messages(machine: ClusterDescription, steps: int) -> ClusterDescription:
-    """Add what messages cost, what passes between two operations, and what daemons take."""
+    """Add what messages cost, what passes between two operations, and what idle daemons take."""
     sending: list[float] = []
     passing: list[float] = []
     between: list[float] = []
-    used: list[float] = []
-    seconds: list[float] = []
     sizes: list[int] = []
     for features in SIZES:
         config, ready = _thin(features, WARMUP + steps)
         blocks = ready.plan.units_of_blocks(ready.units)
         costs = measure_costs(ready.program, blocks, ready.batches, threads=1, repeats=20)
-        spans, cpu = run(ready, config, WARMUP)
+        spans = run(ready, config)
         one, two = ([s for s in spans[f"block{k}"] if s.step >= WARMUP] for k in (1, 2))
         forwards = [s for s in one if s.kind == Kind.FORWARD]
         work = statistics.median(map(_work, forwards))
@@ -123,22 +118,14 @@ def _with_messages(machine: ClusterDescription, steps: int) -> ClusterDescriptio
         )
         between += _gaps(one) + _gaps(two)
         sizes.append(costs.operations["block1", Kind.FORWARD].sends[0].size)
-        operations = sum(_work(s) for own in spans.values() for s in own if s.step >= WARMUP)
-        used.append(cpu - operations / steps)
-        seconds.append(1 / rate(spans, 2, WARMUP))
     idle = _idle_cores()  # not before: new clusters are busy with themselves
     send, send_byte = _line(sizes, sending)
     receive, receive_byte = _line(sizes, passing)
-    beside = [
-        max(0.0, (cpu - idle * step) / MESSAGES - receive - receive_byte * size)
-        for cpu, step, size in zip(used, seconds, sizes, strict=True)
-    ]
     message = MessageSettings(
         send=send,
         send_per_byte=send_byte,
         receive=receive,
         receive_per_byte=receive_byte,
-        daemons=statistics.median(beside),
     )
     return machine.model_copy(
         update={

@@ -50,7 +50,8 @@ class Fault:
                     threading.Event().wait()
                 if also is not None:
                     os.kill(also, signal.Signals[kind])
-                os.kill(os.getpid(), signal.Signals[kind])
+                # To this thread: of a signal to the process, another may see to it later.
+                signal.pthread_kill(threading.get_ident(), signal.Signals[kind])
 
             if at is None:
                 shell._let_go = fail
