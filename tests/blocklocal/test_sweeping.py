@@ -153,7 +153,7 @@ def test_a_population_gets_better_and_its_best_trains_again(
                 "kind": "pbt",
                 "mutate": ["optimizer.lr"],
                 "quantile": 0.5,
-                "resample": 0.0,
+                "resample": 0.0,  # rates come from those of the best alone
             },
         },
     )
@@ -163,7 +163,8 @@ def test_a_population_gets_better_and_its_best_trains_again(
     taken = [o for o in outcomes if o.run is not None and "-from-" in o.run.name]
     assert taken, "nobody took over"
     alone = [RunDirectory.open(f"swept/trials/000{n}").config["optimizer"]["lr"] for n in range(4)]
-    losses = [o.last("validation/loss") or 9.9 for o in outcomes]
+    losses = [loss for o in outcomes if (loss := o.last("validation/loss")) is not None]
+    assert len(losses) == 4
     before = []
     first = RunDirectory.open("swept/trials/0000").config
     for number, lr in enumerate(alone):
@@ -173,6 +174,9 @@ def test_a_population_gets_better_and_its_best_trains_again(
         records = RunDirectory.open(f"alone{number}").read_metrics()
         before.append([m["block2/loss"] for m in records if m["split"] == "validation"][-1])
     assert statistics.fmean(losses) < statistics.fmean(before)
+    assert max(losses) < max(before)
+    now = [o.values["optimizer.lr"] for o in outcomes]
+    assert max(now) / min(now) < max(alone) / min(alone)  # the useless ones have gone
     # A trial that took over: its last part again, from the state that it took.
     best = taken[0]
     assert best.run is not None

@@ -1,13 +1,15 @@
 """The Ray engine ends with the bits of the sequential engine, also when it is resumed.
 
 Every rule with and without batch normalisation; dropout, shards, precisions, windows and kinds of
-network are spread over these cases. Starting an actor is what takes the time, so the actors of an
-undisturbed run are those of the resumed one too, but where tables are under way at the end.
+network are spread over these cases. Starting an actor is what takes the time, so the same processes
+serve all cases, and the actors of an undisturbed run are those of the resumed one too, but where
+tables are under way at the end.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -65,6 +67,7 @@ from tests.orchestrator.engines import (
     snapshot_of,
     told,
 )
+from tests.orchestrator.processes import Processes
 
 BOOTSTRAP = BootstrapSettings(share=0.5, until=0.8)
 PLAIN = MLPSettings(widths=(12, 8, 10), normalization="none")
@@ -167,18 +170,30 @@ def sequential(name: str) -> list[Told]:
         return told(engine.train(range(STEPS), CALENDAR))
 
 
-@cache
-def on_ray(name: str) -> Runs:
+@pytest.fixture(scope="module")
+def processes(ray_cluster: None) -> Iterator[Processes]:
+    found = Processes()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def on_ray(processes: Processes) -> Callable[[str], Runs]:
     """The run of a case in the Ray engine, then its second half from the snapshot half way."""
-    with ray_engine(CASES[name], WINDOWS[name]) as engine:
-        undisturbed = told(engine.train(range(STEPS), CALENDAR))
-        resumed = []
-        if name in RESUMED and name not in BY_OTHERS:  # the actors' state is that of the end
-            resumed = second_run(engine, undisturbed)
-    if name in BY_OTHERS:
-        with ray_engine(CASES[name], BY_OTHERS[name]) as engine:
-            resumed = second_run(engine, undisturbed)
-    return Runs(undisturbed, resumed)
+
+    @cache
+    def run(name: str) -> Runs:
+        with processes.engine(CASES[name], WINDOWS[name]) as engine:
+            undisturbed = told(engine.train(range(STEPS), CALENDAR))
+            resumed = []
+            if name in RESUMED and name not in BY_OTHERS:  # the actors' state is that of the end
+                resumed = second_run(engine, undisturbed)
+        if name in BY_OTHERS:
+            with ray_engine(CASES[name], BY_OTHERS[name]) as engine:
+                resumed = second_run(engine, undisturbed)
+        return Runs(undisturbed, resumed)
+
+    return run
 
 
 def second_run(engine: RayEngine, before: list[Told]) -> list[Told]:
@@ -191,16 +206,18 @@ def second_half(events: list[Told]) -> list[Told]:
     return [event for event in events if event.step > 24]
 
 
-@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("name", CASES)
-def test_ray_engine_ends_with_the_bits_of_the_sequential_engine(name: str) -> None:
+def test_ray_engine_ends_with_the_bits_of_the_sequential_engine(
+    name: str, on_ray: Callable[[str], Runs]
+) -> None:
     assert differences(on_ray(name).undisturbed, sequential(name)) == []
 
 
-@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("name", DIRECT_TRANSPORT)
-def test_direct_transport_ends_with_the_same_bits_also_when_resumed(name: str) -> None:
-    with ray_engine(CASES[name], WINDOWS[name], "direct") as engine:
+def test_direct_transport_ends_with_the_same_bits_also_when_resumed(
+    name: str, processes: Processes
+) -> None:
+    with processes.engine(CASES[name], WINDOWS[name], "direct") as engine:
         undisturbed = told(engine.train(range(STEPS), CALENDAR))
         # By the same actors, but where tables are under way at the end: those go to new ones.
         again = name in RESUMED and name not in BY_OTHERS
@@ -225,14 +242,14 @@ def test_batches_of_a_source_of_its_own_end_with_the_same_bits_also_when_resumed
     assert differences(resumed, second_half(sequential(name))) == []
 
 
-@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("name", RESUMED)
-def test_resumed_run_ends_with_the_bits_of_an_undisturbed_one(name: str) -> None:
+def test_resumed_run_ends_with_the_bits_of_an_undisturbed_one(
+    name: str, on_ray: Callable[[str], Runs]
+) -> None:
     assert differences(on_ray(name).resumed, second_half(sequential(name))) == []
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_one_flipped_bit_of_one_message_is_found() -> None:
+def test_one_flipped_bit_of_one_message_is_found(processes: Processes) -> None:
     """Block 2 gets one input wrong by one bit: it ends elsewhere, and block 1 does not notice."""
     case = Case(Local(), PLAIN, at=("layer2",), shards=2)
 
@@ -253,7 +270,7 @@ def test_one_flipped_bit_of_one_message_is_found() -> None:
     with inline_engine(case) as engine:
         expected = told(engine.train(range(STEPS), CALENDAR))
     rest = second_half(expected)
-    with ray_engine(case) as engine:
+    with processes.engine(case) as engine:
         assert differences(second_run(engine, expected), rest) == []
         ray.get(handles(engine)["block2"].__ray_call__.remote(flip))
         flipped = second_run(engine, expected)

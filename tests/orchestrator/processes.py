@@ -1,0 +1,78 @@
+"""Actor processes that serve one case after the other: starting them is what takes the time.
+
+For tests of what actors compute; those of how they start, end and get lost have their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+from actors.shells import BatchSettings, actor_classes
+from orchestrator.chain import Chain, Transport
+from orchestrator.engine import RayEngine
+from orchestrator.lane import cast
+from tests.orchestrator.engines import EVALUATION_BATCH, Case
+
+CPUS = 0.25  # of each block
+HELD = 16  # messages of a channel at most, in all cases: window times shards
+
+
+class Processes:
+    """Chains of actors by their numbers of blocks and feedback modules, for one case at a time."""
+
+    def __init__(self) -> None:
+        self._chains: dict[tuple[int, int], Chain] = {}
+
+    @contextmanager
+    def engine(
+        self, case: Case, window: int = 2, transport: Transport = "object_store"
+    ) -> Iterator[RayEngine]:
+        """An engine for a case, of processes that served others before where there are some."""
+        program, plan, _ = replace(case, cpus=CPUS).build()
+        assert window * case.shards <= HELD
+        shape = program.blocks, program.feedback_modules
+        chain = self._chains.pop(shape, None)
+        if chain is None:
+            _, _, blocks = case.build()
+            chain = Chain(
+                program,
+                plan,
+                blocks,
+                case.data,
+                case.augment,
+                evaluation_batch=EVALUATION_BATCH,
+                threads=1,
+                window=HELD // case.shards,
+            )
+        try:
+            recast(chain, case, window, transport)
+            engine = RayEngine(chain)
+            yield engine
+        except BaseException:  # who knows what the actors are at
+            chain.close()
+            raise
+        engine._elasticity.close()
+        self._chains[shape] = chain
+
+    def close(self) -> None:
+        """End all processes."""
+        while self._chains:
+            self._chains.popitem()[1].close()
+
+
+def recast(chain: Chain, case: Case, window: int, transport: Transport) -> None:
+    """Make the actors of a chain into those of a case, all learners built anew."""
+    program, plan, blocks = replace(case, cpus=CPUS).build()
+    chain.program, chain.plan, chain.transport = program, plan, transport
+    chain._messages = window * program.settings.shards
+    batches = BatchSettings(case.data, case.augment, EVALUATION_BATCH)
+    chain.cast = partial(cast, program, blocks, batches, actor_classes(0), 1, "block1")
+    (lane,) = chain.lanes
+    actors = chain.cast(1)
+    for actor, before in zip(actors, lane.actors, strict=True):
+        actor.handle = before.handle
+    lane.actors = actors
+    chain.renew()
