@@ -12,6 +12,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
@@ -22,6 +23,9 @@ from learning.errors import UserError
 if TYPE_CHECKING:
     from blocklocal.config import RunConfig
 
+KNOCK_SECONDS = 5
+_QUESTION = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""Any that a head answers: it looks at the token first."""
 FEW_CORES = 4
 """Up to here Ray's first workers, one a core, import what actors need before they are needed."""
 
@@ -96,19 +100,30 @@ def _refusal(address: str | None, error: Exception) -> UserError:
             f"{ray_here} and Python {python_here}: install the same here and there"
         )
     copy = "copy ~/.ray/auth_token from a machine that may use it, or set RAY_AUTH_TOKEN"
-    if "Failed to connect to Ray cluster" in said:  # its port answers: Ray says why in its log only
-        return UserError(
-            f"{where} is there and does not let this process in: {copy} and RAY_AUTH_MODE=token; "
-            "or name the port of Ray's head"
-        )
     if isinstance(error, AuthenticationError):
-        if "invalid" in said.lower():
-            return UserError(f"{where} refuses the token of this process: {copy}")
-        return UserError(f"{where} wants a token, and this process has none: {copy}")
+        if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+            return UserError(
+                f"{where} does not let this process in, which shows no token because "
+                f"RAY_AUTH_MODE = {os.environ['RAY_AUTH_MODE']!r}: unset it, and {copy}"
+            )
+        source, token = _token()
+        if not token:
+            return UserError(f"{where} wants a token, and this process has none: {copy}")
+        return UserError(f"{where} refuses the token of {source}: {copy}")
+    if "Failed to connect to Ray cluster" in said:  # somebody answers there
+        return UserError(f"{where} does not speak as Ray's head does: name the port of the head")
     return UserError(
         f"cannot reach a Ray cluster at engine.address = {address!r} ({said}): start one or "
         "leave engine.address empty for a local one"
     )
+
+
+def _token() -> tuple[str, str]:
+    """Where Ray finds the token of this process, and the token; empty where there is none."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN", token.strip()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray/auth_token")
+    return str(path), path.read_text().strip() if path.exists() else ""
 
 
 def _report_to_nobody() -> None:
@@ -117,7 +132,32 @@ def _report_to_nobody() -> None:
 
 
 def _knock(address: str) -> None:
-    """Fail within seconds where nobody answers: Ray would try for minutes and end the process."""
+    """Fail within seconds where nobody answers, or somebody who wants another token.
+
+    Ray itself would try for long, and say why only in warnings.
+
+    Raises:
+        OSError: when nobody answers.
+        AuthenticationError: when this process may not ask.
+    """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    if not colon or not port.isdigit():
+        return
+    socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    import grpc
+
+    _, token = _token()
+    shown = token and os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        try:
+            channel.unary_unary(_QUESTION)(
+                b"",
+                timeout=KNOCK_SECONDS,
+                metadata=[("authorization", f"Bearer {token}")] if shown else [],
+            )
+        except grpc.RpcError as error:
+            # Whoever does not know the question may still be what Ray can connect to.
+            if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise AuthenticationError(error.details()) from error

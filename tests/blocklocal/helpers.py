@@ -64,6 +64,7 @@ def only_sentence(error: str) -> str:
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
     """Like `sentence`, and the command leaves the current directory as it was."""
+    assert not Path(".venv").exists(), "a test works in a directory of its own"
     before = listing(Path.cwd())
     text = sentence(capsys, *words)
     assert listing(Path.cwd()) == before

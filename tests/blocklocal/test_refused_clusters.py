@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 import ray
 from ray._private.utils import check_version_info
-from ray.exceptions import AuthenticationError
 
 from blocklocal import clusters
 from tests.blocklocal.helpers import refused
 
 Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 def connect(address: str, **environment: str) -> subprocess.Popen[str]:
@@ -33,15 +37,31 @@ def connect(address: str, **environment: str) -> subprocess.Popen[str]:
 @pytest.mark.usefixtures("ray_cluster")
 def test_no_token_and_another_one(tmp_path: Path) -> None:
     address = ray.get_runtime_context().gcs_address
-    without = connect(address, HOME=str(tmp_path), RAY_AUTH_MODE="token")
-    another = connect(address, RAY_AUTH_TOKEN="another", RAY_AUTH_MODE="token")
-    closed = connect(address, RAY_AUTH_MODE="disabled")
-    for process in (without, another, closed):
+    (tmp_path / "token").write_text("another")
+    copy = "copy ~/.ray/auth_token from a machine that may use it, or set RAY_AUTH_TOKEN"
+    cases = {
+        f"wants a token, and this process has none: {copy}": {"HOME": str(tmp_path)},
+        f"refuses the token of RAY_AUTH_TOKEN: {copy}": {"RAY_AUTH_TOKEN": "another"},
+        f"refuses the token of {tmp_path}/token: {copy}": {
+            "RAY_AUTH_TOKEN_PATH": f"{tmp_path}/token"
+        },
+        "does not let this process in, which shows no token because RAY_AUTH_MODE = 'disabled': "
+        f"unset it, and {copy}": {"RAY_AUTH_MODE": "disabled"},
+    }
+    started = [
+        connect(address, **{"RAY_AUTH_MODE": "token", **changed}) for changed in cases.values()
+    ]
+    for said, process in zip(cases, started, strict=True):
         _, error = process.communicate(timeout=120)
-        assert process.returncode == 2, error
-        said = error.splitlines()[-1]  # before it Ray logs what its client met
-        assert said.startswith(f"blocklocal: the Ray cluster at engine.address = '{address}'")
-        assert "copy ~/.ray/auth_token" in said
+        where = f"blocklocal: the Ray cluster at engine.address = '{address}'"
+        assert error == f"{where} {said}\n"
+        assert process.returncode == 2
+
+
+def test_a_port_that_is_not_of_rays_head(capsys: Capture, fails: list[Exception]) -> None:
+    fails.append(ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:8265"))
+    said = refused(capsys, "doctor", "--address", "10.0.0.1:8265")
+    assert said.endswith("does not speak as Ray's head does: name the port of the head")
 
 
 @pytest.fixture
@@ -74,5 +94,3 @@ def test_a_refusal_of_many_lines_is_one_sentence(capsys: Capture, fails: list[Ex
     fails.append(ConnectionError("Could not find any\n  running Ray instance."))
     said = refused(capsys, "train", "engine.address=auto")
     assert "(Could not find any running Ray instance.): start one" in said
-    fails[0] = AuthenticationError("Token authentication is enabled but none was found")
-    assert "wants a token" in refused(capsys, "train", "engine.address=auto")
