@@ -12,6 +12,15 @@ from orchestrator.lane_settings import LaneSettings
 from orchestrator.program import SourcePlace
 from orchestrator.recovery import RecoverySettings
 from tests.orchestrator.engines import CPUS, EVALUATION_BATCH, Case, eventually, free_cpus
+from tests.orchestrator.processes import Processes
+
+
+@pytest.fixture(scope="module")
+def processes(ray_cluster: None) -> Iterator[Processes]:
+    """Actor processes that the tests of a file share."""
+    shared = Processes()
+    yield shared
+    shared.close()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Actor processes that serve one case after the other: starting them is what takes the time.
 
-For tests of what actors compute; those of how they start, end and get lost have their own.
+Those that are lost on the way have successors, as in any chain.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from actors.shells import BatchSettings, actor_classes
 from orchestrator.chain import Chain, Transport
 from orchestrator.engine import RayEngine
 from orchestrator.lane import cast
+from orchestrator.program import SourcePlace
+from orchestrator.recovery import RecoverySettings
 from tests.orchestrator.engines import EVALUATION_BATCH, Case
 
 CPUS = 0.25  # of each block
@@ -21,19 +23,29 @@ HELD = 16  # messages of a channel at most, in all cases: window times shards
 
 
 class Processes:
-    """Chains of actors by their numbers of blocks and feedback modules, for one case at a time."""
+    """Chains of actors by what they consist of, each for one case at a time."""
 
     def __init__(self) -> None:
-        self._chains: dict[tuple[int, int], Chain] = {}
+        self._chains: dict[tuple[int, int, SourcePlace], Chain] = {}
+
+    @property
+    def reserved(self) -> float:
+        """CPUs of all of them."""
+        return sum(CPUS * blocks for blocks, _, _ in self._chains)
 
     @contextmanager
     def engine(
-        self, case: Case, window: int = 2, transport: Transport = "object_store"
+        self,
+        case: Case,
+        window: int = 2,
+        transport: Transport = "object_store",
+        source: SourcePlace = "block1",
+        recovery: RecoverySettings | None = None,
     ) -> Iterator[RayEngine]:
         """An engine for a case, of processes that served others before where there are some."""
         program, plan, _ = replace(case, cpus=CPUS).build()
         assert window * case.shards <= HELD
-        shape = program.blocks, program.feedback_modules
+        shape = program.blocks, program.feedback_modules, source
         chain = self._chains.pop(shape, None)
         if chain is None:
             _, _, blocks = case.build()
@@ -46,10 +58,11 @@ class Processes:
                 evaluation_batch=EVALUATION_BATCH,
                 threads=1,
                 window=HELD // case.shards,
+                source=source,
             )
         try:
-            recast(chain, case, window, transport)
-            engine = RayEngine(chain)
+            recast(chain, case, window, transport, source)
+            engine = RayEngine(chain, recovery)
             yield engine
         except BaseException:  # who knows what the actors are at
             chain.close()
@@ -63,13 +76,15 @@ class Processes:
             self._chains.popitem()[1].close()
 
 
-def recast(chain: Chain, case: Case, window: int, transport: Transport) -> None:
+def recast(
+    chain: Chain, case: Case, window: int, transport: Transport, source: SourcePlace
+) -> None:
     """Make the actors of a chain into those of a case, all learners built anew."""
     program, plan, blocks = replace(case, cpus=CPUS).build()
     chain.program, chain.plan, chain.transport = program, plan, transport
     chain._messages = window * program.settings.shards
     batches = BatchSettings(case.data, case.augment, EVALUATION_BATCH)
-    chain.cast = partial(cast, program, blocks, batches, actor_classes(0), 1, "block1")
+    chain.cast = partial(cast, program, blocks, batches, actor_classes(2 * HELD), 1, source)
     (lane,) = chain.lanes
     actors = chain.cast(1)
     for actor, before in zip(actors, lane.actors, strict=True):

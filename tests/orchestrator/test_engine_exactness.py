@@ -9,7 +9,7 @@ tables are under way at the end.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -171,13 +171,6 @@ def sequential(name: str) -> list[Told]:
 
 
 @pytest.fixture(scope="module")
-def processes(ray_cluster: None) -> Iterator[Processes]:
-    found = Processes()
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
 def on_ray(processes: Processes) -> Callable[[str], Runs]:
     """The run of a case in the Ray engine, then its second half from the snapshot half way."""
 
@@ -230,12 +223,11 @@ def test_direct_transport_ends_with_the_same_bits_also_when_resumed(
         assert differences(resumed, second_half(sequential(name))) == []
 
 
-@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(("name", "transport"), SOURCE_ACTOR.items())
 def test_batches_of_a_source_of_its_own_end_with_the_same_bits_also_when_resumed(
-    name: str, transport: Transport
+    name: str, transport: Transport, processes: Processes
 ) -> None:
-    with ray_engine(CASES[name], WINDOWS[name], transport, source="actor") as engine:
+    with processes.engine(CASES[name], WINDOWS[name], transport, "actor") as engine:
         undisturbed = told(engine.train(range(STEPS), CALENDAR))
         resumed = second_run(engine, undisturbed)
     assert differences(undisturbed, sequential(name)) == []

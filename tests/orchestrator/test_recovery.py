@@ -28,6 +28,7 @@ from tests.orchestrator.engines import (
     told,
 )
 from tests.orchestrator.incidents import Fault, Keeper, State, by_name, run_with
+from tests.orchestrator.processes import Processes
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(180)]
 
@@ -75,17 +76,16 @@ def undisturbed(name: str) -> list[Told]:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_run_with_a_loss_ends_with_the_bits_of_one_without(name: str) -> None:
+def test_a_run_with_a_loss_ends_with_the_bits_of_one_without(
+    name: str, processes: Processes
+) -> None:
     case, transport, faults = FAULTS[name]
     source = "actor" if name == "source" else "block1"
     settings = RecoverySettings(hang=1.0)
-    engine = start_ray(CASES[case], 2, transport, source, settings)
-    try:
+    with processes.engine(CASES[case], 2, transport, source, settings) as engine:
         events, incidents = run_with(engine, faults)
-    finally:
-        engine.close()
     assert differences(events, undisturbed(case)) == []
-    assert free_cpus() == CPUS
+    assert free_cpus() == CPUS - processes.reserved
     (incident,) = incidents
     kinds = {"SIGKILL": "actor", "SIGSTOP": "hang", "wait": "hang"}
     assert {loss.name: loss.kind for loss in incident.losses} == {
@@ -143,7 +143,7 @@ def test_a_loss_that_comes_again_and_again_ends_the_run() -> None:
     assert [i.number for i in keeper.incidents] == list(range(1, len(keeper.incidents) + 1))
 
 
-def test_what_cannot_be_restored_ends_the_run_and_is_recorded() -> None:
+def test_what_cannot_be_restored_ends_the_run_and_is_recorded(processes: Processes) -> None:
     class Torn(Keeper):
         def restore(self, at_most: int) -> tuple[int, State | None]:
             raise UserError("no checkpoint is whole")
@@ -159,10 +159,10 @@ def test_what_cannot_be_restored_ends_the_run_and_is_recorded() -> None:
     (incident,) = keeper.incidents
     assert incident.ended and incident.losses[0].name == "block2"
     assert "the run ended" in incident.sentence()
-    assert free_cpus() == CPUS
+    assert free_cpus() == CPUS - processes.reserved
 
 
-def test_more_incidents_than_allowed_end_the_run_and_free_the_cluster() -> None:
+def test_more_incidents_than_allowed_end_the_run_and_free_the_cluster(processes: Processes) -> None:
     engine = start_ray(CASES["local"], 2, "direct", recovery=RecoverySettings(max_failures=0))
     actors = engine._chain.actors
     Fault("SIGKILL", "block2", (U, 30)).plant(by_name(engine))
@@ -176,12 +176,12 @@ def test_more_incidents_than_allowed_end_the_run_and_free_the_cluster() -> None:
         handles = [actor.handle for actor in actors if actor.handle is not None]
         engine.close()
     assert len(handles) == 2 and all(is_dead(handle) for handle in handles)
-    assert free_cpus() == CPUS
+    assert free_cpus() == CPUS - processes.reserved
     assert keeper.asked == []
 
 
 @pytest.mark.parametrize("way", ["off", "nothing kept"])
-def test_a_loss_ends_the_run_where_there_is_no_way_back(way: str) -> None:
+def test_a_loss_ends_the_run_where_there_is_no_way_back(way: str, processes: Processes) -> None:
     settings = RecoverySettings(mode="off" if way == "off" else "exact")
     engine = start_ray(CASES["local"], 2, "object_store", recovery=settings)
     Fault("SIGKILL", "block2", (U, 3)).plant(by_name(engine))
@@ -191,4 +191,4 @@ def test_a_loss_ends_the_run_where_there_is_no_way_back(way: str) -> None:
             list(engine.train(range(STEPS), CALENDAR, keeper))
     finally:
         engine.close()
-    assert free_cpus() == CPUS
+    assert free_cpus() == CPUS - processes.reserved

@@ -21,8 +21,9 @@ from learning.sequential import SequentialEngine
 from orchestrator.events import SnapshotTaken, StepDone
 from orchestrator.incidents import Incident
 from orchestrator.recovery import RecoverySettings
-from tests.orchestrator.engines import BATCH, CALENDAR, STEPS, Case, start_ray, told
+from tests.orchestrator.engines import BATCH, CALENDAR, STEPS, Case, told
 from tests.orchestrator.incidents import Fault, Keeper, State, by_name
+from tests.orchestrator.processes import Processes
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
 
@@ -31,8 +32,8 @@ NET = MLPSettings(widths=(12, 8, 10), normalization="layer")
 CASES = {
     "local": Case(Local(), NET),
     "backprop": Case(Backprop(), NET),
-    "bll": Case(BLL(feedback=FeedbackSettings(delay=2)), NET, cpus=0.4),
-    "bll, not delayed": Case(BLL(feedback=FeedbackSettings(delay=0)), NET, cpus=0.4),
+    "bll": Case(BLL(feedback=FeedbackSettings(delay=2)), NET),
+    "bll, not delayed": Case(BLL(feedback=FeedbackSettings(delay=0)), NET),
 }
 
 
@@ -102,17 +103,16 @@ def differing(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:
         ("bll, not delayed", "block2", (Kind.UPDATE, 35)),
     ],
 )
-def test_only_what_was_lost_goes_back(name: str, target: str, at: tuple[Kind, int]) -> None:
-    case = CASES[name]
-    engine = start_ray(case, 2, "direct", recovery=RecoverySettings(mode="local"))
-    try:
+def test_only_what_was_lost_goes_back(
+    name: str, target: str, at: tuple[Kind, int], processes: Processes
+) -> None:
+    case, settings = CASES[name], RecoverySettings(mode="local")
+    with processes.engine(case, 2, "direct", recovery=settings) as engine:
         Fault("SIGKILL", target, at).plant(by_name(engine))
         keeper, events = Keeper(), []
         for event in engine.train(range(STEPS), CALENDAR, keeper):
             keeper.keep(event)
             events.append(event)
-    finally:
-        engine.close()
     (incident,) = keeper.incidents
     assert [loss.name for loss in incident.losses] == [target]
     assert incident.restored == (25 if at[1] > 25 else 0)
