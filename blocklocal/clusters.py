@@ -155,9 +155,9 @@ def _knock(address: str) -> None:
             channel.unary_unary(_QUESTION)(
                 b"",
                 timeout=KNOCK_SECONDS,
-                metadata=[("authorization", f"Bearer {token}")] if shown else [],
+                metadata=(("authorization", f"Bearer {token}"),) if shown else (),
             )
         except grpc.RpcError as error:
             # Whoever does not know the question may still be what Ray can connect to.
             if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                raise AuthenticationError(error.details()) from error
+                raise AuthenticationError(error.details() or "") from error
