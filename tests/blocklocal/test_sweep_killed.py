@@ -105,8 +105,8 @@ def assert_mlflow_knows(here: Path) -> None:
     assert sorted(r.info.run_name or "" for r in runs) == ["0000", "0001", "0002", "0003", "swept"]
     for run in runs:
         assert run.info.status == "FINISHED"
-        if run.info.run_name != "swept":
-            lines = (here / "swept/trials" / run.info.run_name / "metrics.jsonl").read_text()
+        if (name := run.info.run_name or "") != "swept":
+            lines = (here / "swept/trials" / name / "metrics.jsonl").read_text()
             records = [json.loads(line) for line in lines.splitlines()]
             told = client.get_metric_history(run.info.run_id, "validation/loss")
             assert sorted((m.step, m.value) for m in told) == [
