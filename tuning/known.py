@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestrator.files import replace_file, write_all
 from orchestrator.lines import open_lines, read_lines
 
-IDS, TOLD = "tracking.json", "tracking.jsonl"
+IDS, TOLD = "tracking.json", "told.jsonl"
 """In a sweep's directory: how MLflow calls its run, and how far each trial was told."""
 
 

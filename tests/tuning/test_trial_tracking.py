@@ -114,7 +114,7 @@ def test_a_trial_in_mlflow(here: Path) -> None:
 def test_a_resumed_sweep_tells_nothing_twice(here: Path) -> None:
     """Trials tell Tune again all that they have ever reported."""
     Tracking(FakeTracker(), Known(here), describe).told("0003", here / "0003", told(20), {})
-    with (here / "tracking.jsonl").open("a") as file:
+    with (here / "told.jsonl").open("a") as file:
         file.write('{"trial": "0003", "ru')  # a kill in the middle of writing
     tracker = FakeTracker()
     known = Known(here)

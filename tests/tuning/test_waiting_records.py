@@ -169,7 +169,7 @@ def test_files_that_cannot_be_kept_let_everything_else_go_first(
         tracker.log_metrics(1, {"a": 2.0})
         assert tracker.end() == 3
     assert history(place, tracker.run_id, "a") == [(0, 1.0), (1, 2.0)]
-    client = client_of(place)
+    client = MlflowClient(*[f"sqlite:///{place}/mlflow.db"] * 2)  # and its registry
     assert client.get_run(tracker.run_id or "").info.status == "FINISHED"
     assert send_waiting(place / "run/tracking")[0] == 3
     assert [f.path for f in client.list_artifacts(tracker.run_id or "")] == ["mine.txt"]
