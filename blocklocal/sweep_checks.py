@@ -11,9 +11,10 @@ from blocklocal.config import RunConfig
 from blocklocal.preparation import prepare
 from blocklocal.sweep_file import SweepFile
 from blocklocal.sweep_runs import TrialRuns
+from learning.build import Program
 from learning.errors import UserError
 from orchestrator.placement import check_room, free_resources
-from tuning.settings import check_metric
+from tuning.settings import block_of, check_metric
 from tuning.space import Values
 
 BRANCHES = ("blocks.count", "blocks.at")
@@ -104,8 +105,11 @@ def check_points(file: SweepFile, points: Iterable[Values]) -> None:
             raise UserError(_of_space(error, values)) from error
 
 
-def check_prepared(checked: Iterable[tuple[Values, RunConfig]]) -> Length:
+def check_prepared(checked: Iterable[tuple[Values, RunConfig]], metric: str) -> Length:
     """Prepare a run for each combination of kinds and cuts: data, networks, rules.
+
+    Args:
+        metric: that all of them must report.
 
     Returns:
         The length of the longest.
@@ -121,10 +125,20 @@ def check_prepared(checked: Iterable[tuple[Values, RunConfig]]) -> Length:
             prepared = prepare(config.model_copy(update={"blocks": blocks}))
         except UserError as error:
             raise UserError(f"{error} (at {_short(values)})") from error
+        block = block_of(metric)
+        if block is not None and not _has_loss(prepared.program, block):
+            raise UserError(
+                f"sweep.metric = {metric} is of block {block}, which has no loss of its own under "
+                f"rule.kind = {config.rule.kind}: use validation/accuracy, that of the last block"
+            )
         schedule = prepared.schedule
         if schedule.steps > steps:
             steps, every = schedule.steps, schedule.evaluate_every
     return Length(steps, every)
+
+
+def _has_loss(program: Program, block: int) -> bool:
+    return block == program.blocks or program.assessed(block)
 
 
 def _one_of_each(
@@ -156,7 +170,7 @@ def check_bundles(runs: TrialRuns, all_values: Iterable[Values]) -> None:
     """
     nodes, seen = free_resources(), set[tuple[tuple[float, float], ...]]()
     for values in all_values:
-        bundles = [b for b in runs.bundles(values) if b]
+        bundles = [b for b in runs.bundles(values) if "CPU" in b]
         asked = tuple((b.get("CPU", 0.0), b.get("GPU", 0.0)) for b in bundles)
         if asked not in seen:
             seen.add(asked)

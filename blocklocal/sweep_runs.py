@@ -25,6 +25,8 @@ from tuning.trial import Listener, Request
 
 LEAVING_SECONDS = 60.0
 """For the last life of a trial to leave its run: its process may have just been told to end."""
+LEAST_SHARE = 0.001
+"""Of the resource that every node has 1 of, by its address: enough to be there."""
 _MAY_DIFFER = ("run", "engine", "lanes", "tracking", "checkpoints")
 """Sections that do not change what a trial learns."""
 
@@ -37,11 +39,14 @@ class TrialRuns:
         base: the configuration that trials change.
         cpus: of the cluster that one trial may have.
         cores: of a machine that one trial may have.
+        node: address of the node with the sweep's directory, where others may not see it; None:
+            there is no other.
     """
 
     base: Mapping[str, Any]
     cpus: float
     cores: int
+    node: str | None = None
 
     def config(self, values: Values) -> RunConfig:
         """The configuration of a trial, with what it reserves.
@@ -67,9 +72,10 @@ class TrialRuns:
         return config.model_copy(update={"engine": engine, "tracking": tracking})
 
     def bundles(self, values: Mapping[str, Any]) -> list[dict[str, float]]:
-        """What a trial reserves: nothing for its own process, which waits, then each block.
+        """What a trial reserves: a place for its own process, which waits, then each block.
 
-        A feedback module is in its block's bundle, and so is what makes the batches.
+        That process writes the run, so that it stays where the sweep's directory is. A feedback
+        module is in its block's bundle, and so is what makes the batches.
         """
         config = self.config(dict(values))
         resources = config.engine.resources
@@ -78,14 +84,16 @@ class TrialRuns:
             return [{"CPU": min(float(resources.threads), max(self.cpus, 0.01))}]
         gpus = {"GPU": resources.gpus} if resources.gpus else {}
         block = {"CPU": resources.cpus, **gpus}
-        return [{}, *(dict(block) for _ in range(config.lanes.min * config.blocks.count))]
+        own = {} if self.node is None else {f"node:{self.node}": LEAST_SHARE}
+        return [own, *(dict(block) for _ in range(config.lanes.min * config.blocks.count))]
 
     def __call__(self, request: Request, listener: Listener) -> None:
         """Train a trial to its end, or go on with it; see `tuning.trial.Runner`."""
         if not request.directory.parent.is_dir():
             raise UserError(
-                f"this node does not see {request.directory.parent}: keep sweeps on a file system "
-                "that all nodes share, sweep.directory"
+                f"this node does not see {request.directory.parent}: use engine.kind = ray, whose "
+                "trials write where blocklocal tune runs, or keep sweep.directory on a file system "
+                "that all nodes share"
             )
         config = self._named(self.config(request.values), request)
         run = _left_run(request.directory, config)
@@ -153,8 +161,10 @@ def _tell_again(
     there = set(run.checkpoints.steps())
     for evaluation in read_evaluations(run):
         known = evaluation.steps in there or not request.hands_over
-        if request.told < evaluation.steps <= kept and known:
-            listener.tell(evaluation.steps, evaluation.metrics, evaluation.steps == steps)
+        # The last one in any case: whoever has heard it was not told that the run is over.
+        last = evaluation.steps == steps
+        if (request.told < evaluation.steps or last) and evaluation.steps <= kept and known:
+            listener.tell(evaluation.steps, evaluation.metrics, last)
 
 
 def _left_run(directory: Path, config: RunConfig) -> RunDirectory | None:

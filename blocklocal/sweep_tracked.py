@@ -7,18 +7,16 @@ from pathlib import Path
 from blocklocal.config import RunConfig, dotted, make_config
 from blocklocal.inference import load_run
 from blocklocal.preparation import sample_rows
+from blocklocal.tracked_files import files_of
 from blocklocal.training import QUEUE
 from orchestrator.rundir import RunDirectory
-from orchestrator.trace import read_spans, write_trace
 from orchestrator.version import code_version
+from tuning.known import Known
 from tuning.records import Outcome
 from tuning.settings import SweepSettings
 from tuning.space import Space
 from tuning.sweep_tracking import SweepTracker
-from tuning.trial_tracking import Description, Ids, Tracking
-
-IDS = "tracking.json"
-"""In a sweep's directory: how MLflow calls its runs."""
+from tuning.trial_tracking import Description, Tracking
 
 
 def tracking_of(
@@ -35,7 +33,7 @@ def tracking_of(
     """
     if not config.tracking.enabled:
         return None
-    ids = Ids(directory / IDS)
+    known = Known(directory)
     parameters = {**dotted(config), **dotted(settings, "sweep.")}
     parameters |= {f"space.{d.key}": f"{d.kind} {d.extremes()}" for d in space}
     tags = {
@@ -51,28 +49,23 @@ def tracking_of(
         name,
         parameters,
         tags,
-        ids.get("sweep"),
+        known.run_id,
         queue=directory / QUEUE,
     )
-    return Tracking(tracker, ids, _describe)
+    return Tracking(tracker, known, _describe)
 
 
 def _describe(path: Path) -> Description:
     """What MLflow is told about the run of a trial."""
     run = RunDirectory.open(path)
     config = make_config(run.config)
-    spans = read_spans(path / "spans.jsonl")
-    files = [path / name for name in ("config.yaml", "plan.json", "version.json")]
-    if spans:
-        write_trace(spans, path / "trace.json")
-        files.append(path / "trace.json")
     tags = {
         "rule": config.rule.kind,
         "network": config.network.kind,
         "plan": run.plan.hash(),
         "commit": str(code_version()["git_commit"]),
     }
-    return Description(dotted(config), tags, tuple(files))
+    return Description(dotted(config), tags, tuple(files_of(run)))
 
 
 def track_best(tracking: Tracking, best: Outcome, name: str) -> None:

@@ -24,19 +24,17 @@ from blocklocal.sweep_checks import (
     check_values,
 )
 from blocklocal.sweep_file import SweepFile
+from blocklocal.sweep_outcome import write_outcome
 from blocklocal.sweep_runs import TrialRuns
 from blocklocal.sweep_tracked import track_best, tracking_of
 from learning.errors import UserError
+from orchestrator.borrowed import own_node
 from orchestrator.files import write_file
-from orchestrator.rundir import RunDirectory
-from tuning.outcome import BEST, PAGE, TABLE, best_of, check_has_best, write_best, write_page
-from tuning.outcome import write_table as write_trials
-from tuning.pictures import draw
-from tuning.records import Outcome
 from tuning.schedulers import check_scheduler
 from tuning.searchers import Points, known_points
-from tuning.sweep import RUNS, Sweep, read_outcomes, run_sweep
+from tuning.sweep import RUNS, Sweep, run_sweep
 from tuning.tracking import Status, check_place
+from tuning.trial_tracking import Tracking
 
 FILE = "sweep.yaml"
 """In a sweep's directory: the sweep, every setting resolved."""
@@ -68,7 +66,13 @@ def start(path: Path, words: Sequence[str], say: Say, *, dry_run: bool = False) 
             return True
         _create(directory, file)
         with _locked(directory):
-            return _run(file, directory, points, length, runs, say, resume=False)
+            try:
+                tracking = _tracking(file, directory)
+            except BaseException:
+                shutil.rmtree(directory)  # it holds nothing yet
+                raise
+            sweep = _sweep(file, directory, points, length, runs)
+            return _run(file, sweep, tracking, say, resume=False)
 
 
 def go_on(directory: Path, say: Say) -> bool:
@@ -89,7 +93,9 @@ def go_on(directory: Path, say: Say) -> bool:
         runs = _runs(file)
         check_bundles(runs, [*corners, *points.values()])
         say(f"going on with {directory}")
-        return _run(file, directory, points, length, runs, say, resume=True)
+        tracking = _tracking(file, directory)
+        sweep = _sweep(file, directory, points, length, runs)
+        return _run(file, sweep, tracking, say, resume=True)
 
 
 def _connected(base: RunConfig) -> AbstractContextManager[None]:
@@ -103,7 +109,7 @@ def _checked(file: SweepFile) -> tuple[Points, Length, list[dict[str, Any]]]:
     points = known_points(file.settings, file.space)
     checked = check_values(file)
     check_points(file, points.values())
-    length = check_prepared(checked)
+    length = check_prepared(checked, file.settings.metric)
     check_scheduler(file.settings, file.space, length.steps, length.every)
     return points, length, [values for values, _ in checked]
 
@@ -111,20 +117,18 @@ def _checked(file: SweepFile) -> tuple[Points, Length, list[dict[str, Any]]]:
 def _runs(file: SweepFile) -> TrialRuns:
     """How trials are run on the cluster that is connected."""
     parallel = file.settings.parallel or 1
-    return TrialRuns(file.base, available_cpus() / parallel, max(1, cores() // parallel))
+    share = available_cpus() / parallel, max(1, cores() // parallel)
+    return TrialRuns(file.base, *share, own_node())
 
 
-def _run(
-    file: SweepFile,
-    directory: Path,
-    points: Points,
-    length: Length,
-    runs: TrialRuns,
-    say: Say,
-    *,
-    resume: bool,
-) -> bool:
-    sweep = Sweep(
+def _tracking(file: SweepFile, directory: Path) -> Tracking | None:
+    return tracking_of(make_config(file.base), directory, file.settings, file.space)
+
+
+def _sweep(
+    file: SweepFile, directory: Path, points: Points, length: Length, runs: TrialRuns
+) -> Sweep:
+    return Sweep(
         file.settings,
         file.space,
         directory,
@@ -134,7 +138,11 @@ def _run(
         runs,
         runs.bundles,
     )
-    tracking = tracking_of(make_config(file.base), directory, file.settings, file.space)
+
+
+def _run(
+    file: SweepFile, sweep: Sweep, tracking: Tracking | None, say: Say, *, resume: bool
+) -> bool:
     began = time.monotonic()
     status: Status = "FAILED"
     files: tuple[Path, ...] = ()
@@ -142,7 +150,7 @@ def _run(
         over = run_sweep(sweep, say, tracking, resume=resume)
         say(f"{time.monotonic() - began:.0f} s")
         if over:
-            best, files = write_outcome(directory, file, say)
+            best, files = write_outcome(sweep.directory, file, say)
             if tracking is not None:
                 track_best(tracking, best, file.base["run"]["name"])
         status = "FINISHED" if over else "KILLED"
@@ -150,60 +158,6 @@ def _run(
         if tracking is not None:
             tracking.end(status, files)
     return over
-
-
-def write_outcome(directory: Path, file: SweepFile, say: Say) -> tuple[Outcome, tuple[Path, ...]]:
-    """Write the tables, the pictures and the best configuration of a sweep.
-
-    Returns:
-        The best trial, and the files.
-
-    Raises:
-        UserError: when no trial could be trained; the tables are written all the same.
-    """
-    settings, metric = file.settings, file.settings.metric
-    outcomes = read_outcomes(directory)
-    write_trials(directory / TABLE, outcomes, file.space.keys, metric)
-    pictures = draw(directory, outcomes, file.space, metric, settings.better)
-    best = best_of(outcomes, metric, settings.better)
-    name = make_config(file.base).run.name
-    write_page(directory / PAGE, name, outcomes, file.space, settings, pictures)
-    best = check_has_best(best, outcomes)
-    write_best(directory / BEST, best_tree(file, best), best, metric)
-    say(f"best: trial {best.number:04d}, {metric} {best.last(metric):.6g}")
-    say(f"wrote {directory / PAGE}, {TABLE}, {BEST} and {len(pictures)} pictures")
-    return best, (directory / PAGE, directory / TABLE, directory / BEST, *pictures)
-
-
-def best_tree(file: SweepFile, best: Outcome) -> dict[str, Any]:
-    """The configuration that trains a trial again, to the bit.
-
-    What decides bits is fixed as the trial had it, the cut and the number of threads; what a trial
-    reserved and where it was kept is the sweep's own again.
-    """
-    assert best.run is not None
-    run = RunDirectory.open(best.run)
-    trial, base = make_config(run.config), make_config(file.base)
-    cuts = tuple(block.units[0] for block in run.plan.blocks[1:])
-    resources = base.engine.resources.model_copy(
-        update={
-            "threads": trial.engine.resources.threads,
-            "gpus": trial.engine.resources.gpus,
-        }
-    )
-    engine = base.engine.model_copy(update={"resources": resources})
-    made = trial.model_copy(
-        update={
-            "run": base.run.model_copy(
-                update={"name": f"{base.run.name}-best", "start": trial.run.start}
-            ),
-            "blocks": trial.blocks.model_copy(update={"at": cuts, "count": len(cuts) + 1}),
-            "engine": engine,
-            "tracking": base.tracking,
-            "checkpoints": base.checkpoints,
-        }
-    )
-    return RunConfig.model_validate(made.model_dump()).model_dump(mode="json")
 
 
 def _directory(file: SweepFile) -> Path:

@@ -16,6 +16,7 @@ from blocklocal.gauges import RayMetrics
 from blocklocal.observers import TrackingObserver
 from blocklocal.preparation import Prepared, sample_rows
 from blocklocal.resuming import beginning, check_same_network, recorded, start_of
+from blocklocal.tracked_files import files_of
 from learning.data import Dataset
 from orchestrator.chain import Chain
 from orchestrator.checkpoint_reader import Checkpoint
@@ -270,8 +271,8 @@ def _send_files(tracking: TrackingObserver, run: RunDirectory, state: State) -> 
         file = Path(directory) / "model.safetensors"
         export(state, file)
         tracking.artifact(file, "weights")
-    for name in ("config.yaml", "plan.json", "version.json"):
-        tracking.artifact(run.path / name)
+    for path in files_of(run):
+        tracking.artifact(path)
 
 
 def _last_evaluations(run: RunDirectory) -> dict[str, float]:

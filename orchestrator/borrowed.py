@@ -18,6 +18,14 @@ from orchestrator.placement import Placement
 from orchestrator.plan import Plan
 
 
+def own_node() -> str | None:
+    """The address of this process's node, in a cluster of several; None: there is no other."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    mine = ray.get_runtime_context().get_node_id()
+    address = next((n["NodeManagerAddress"] for n in alive if n["NodeID"] == mine), None)
+    return address if len(alive) > 1 else None
+
+
 def surrounding_group() -> PlacementGroup | None:
     """The placement group that this process runs in, if any."""
     return get_current_placement_group()

@@ -169,7 +169,9 @@ class Courier:
         """Send all that waits; whether that went well."""
         try:
             while records := self.spool.read(BATCH_RECORDS):
-                store.deliver(records, self._sent, self._refuse, self.spool.path.parent)
+                store.deliver(
+                    records, self._sent, self._refuse, self.spool.append, self.spool.path.parent
+                )
         except UserError:
             raise  # the queue is damaged
         except Exception as error:  # of MLflow, a database driver, requests or the system

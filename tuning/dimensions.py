@@ -13,6 +13,8 @@ from typing import Any, Literal
 from learning.errors import UserError
 
 Kind = Literal["choice", "grid", "uniform", "loguniform", "quniform", "integer"]
+MOST_VALUES = 10_000
+"""More than this nobody lists."""
 _RANGES = {"uniform": 2, "loguniform": 2, "quniform": 3, "integer": 2}
 _KINDS = ("choice", "grid", *_RANGES)
 _KEY = re.compile(r"^(?P<path>[A-Za-z_][\w-]*(?:\.[A-Za-z_][\w-]*)*)(?:\[(?P<index>[1-9]\d*)\])?$")
@@ -59,19 +61,39 @@ class Dimension:
         """All values, in order.
 
         Raises:
-            UserError: when there are infinitely many.
+            UserError: when there are too many, or infinitely many.
         """
         if self.kind in ("choice", "grid"):
             return list(self.values)
-        if self.kind == "integer":
-            return list(range(int(self.low), int(self.high) + 1))
-        if self.kind == "quniform":
-            first, last = (round(end / self.step) for end in (self.low, self.high))
-            return [self._multiple(n) for n in range(first, last + 1)]
+        if self.kind in ("integer", "quniform"):
+            if self.count > MOST_VALUES:
+                raise UserError(
+                    f"{self.key} has {self.count} values, and more than {MOST_VALUES} are not "
+                    "listed: make its range smaller"
+                )
+            return [self.at(position) for position in range(self.count)]
         raise UserError(
             f"searcher.kind = grid cannot list {self.key}: {self.kind} has no end of values, use "
             "choice, integer or quniform"
         )
+
+    @property
+    def count(self) -> int:
+        """How many values an `integer` or a `quniform` has."""
+        first, last = self._ends
+        return last - first + 1
+
+    def at(self, position: int) -> float:
+        """One of the values of an `integer` or a `quniform`, from 0."""
+        first, _ = self._ends
+        return first + position if self.kind == "integer" else self._multiple(first + position)
+
+    @property
+    def _ends(self) -> tuple[int, int]:
+        """The first and the last, in steps."""
+        if self.kind == "integer":
+            return int(self.low), int(self.high)
+        return round(self.low / self.step), round(self.high / self.step)
 
     def extremes(self) -> list[Any]:
         """Values that stand for all when settings are checked: all choices, ends of ranges."""
@@ -83,6 +105,9 @@ class Dimension:
 
     def has(self, value: Any) -> bool:
         """Whether it may take a value."""
+        if self.kind in ("integer", "quniform"):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            return is_number and self.low <= value <= self.high and self.clip(value) == value
         if self.is_finite:
             return any(same(value, possible) for possible in self.listed())
         return isinstance(value, float) and self.low <= value <= self.high
@@ -91,10 +116,8 @@ class Dimension:
         """A value by chance."""
         if self.kind in ("choice", "grid"):
             return generator.choice(self.values)
-        if self.kind == "integer":
-            return generator.randint(int(self.low), int(self.high))
-        if self.kind == "quniform":
-            return generator.choice(self.listed())
+        if self.kind in ("integer", "quniform"):
+            return self.at(generator.randrange(self.count))
         if self.kind == "loguniform":
             exponent = generator.uniform(math.log(self.low), math.log(self.high))
             return self.clip(math.exp(exponent))

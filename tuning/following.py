@@ -9,7 +9,6 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from tuning.space import Values
 from tuning.tracking import Status
 from tuning.trial import FAILED, LIKE, NUMBER, RUN, STEP
 from tuning.trial_tracking import Tracking
@@ -37,25 +36,19 @@ class Follower(tune.Callback):
     ) -> None:
         self._directory, self._trials, self._metric = directory, trials, metric
         self._say, self._tracking, self._step_end = say, tracking, step_end
-        self._first: dict[str, Values] = {}
         self._over: set[str] = set()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._step_end()
-
-    def on_trial_start(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        self._first.setdefault(name_of(trial), dict(trial.config))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         run = self._directory / result[RUN]
         if self._tracking is not None and run.exists() and FAILED not in result:
-            first = self._first.get(name_of(trial), {})
-            changed = {k: v for k, v in trial.config.items() if k != LIKE and first.get(k) != v}
-            self._tracking.told(name_of(trial), run, result, changed)
+            took_over = run.name != name_of(trial)
+            values = {k: v for k, v in trial.config.items() if k not in (NUMBER, LIKE)}
+            self._tracking.told(name_of(trial), run, result, values if took_over else {})
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -63,7 +56,7 @@ class Follower(tune.Callback):
         result = trial.last_result or {}
         failed = result.get(FAILED)
         if failed:
-            self._close(trial, trials, f"failed: {failed}", "FAILED")
+            self._close(trial, trials, f"failed: {failed}", "FAILED", failed)
         else:
             value = result.get(self._metric)
             shown = "" if value is None else f"{self._metric} {value:.4g}"
@@ -72,23 +65,26 @@ class Follower(tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self._close(trial, trials, f"lost: see {trial.error_file}", "FAILED")
+        why = f"lost: see {trial.error_file}"
+        self._close(trial, trials, why, "FAILED", why)
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         self._say(f"trial {name_of(trial)} was lost and goes on from its last checkpoint")
 
-    def _close(self, trial: Trial, trials: list[Trial], what: str, status: Status) -> None:
+    def _close(
+        self, trial: Trial, trials: list[Trial], what: str, status: Status, why: str = ""
+    ) -> None:
         name = name_of(trial)
         if name in self._over:
             return
         self._over.add(name)
         done = sum(t.is_finished() or name_of(t) in self._over for t in trials)
         self._say(f"{done}/{self._trials}  trial {name}  {what}")
-        run = (trial.last_result or {}).get(RUN)
-        if self._tracking is not None and run is not None:
-            self._tracking.over(name, self._directory / run, status)
+        run = (trial.last_result or {}).get(RUN) or name
+        if self._tracking is not None:
+            self._tracking.over(name, self._directory / run, status, why)
 
 
 def name_of(trial: Trial) -> str:

@@ -21,15 +21,27 @@ PICTURES = ("curves.png", "parallel.png", "importance.png")
 _SHOWN = 25  # rows of the page; the csv has all
 
 
-def best_of(outcomes: Sequence[Outcome], metric: str, mode: Mode) -> Outcome | None:
-    """The best trial: of those that trained to the end, or where none did, of all.
+def best_of(
+    outcomes: Sequence[Outcome], metric: str, mode: Mode, enough: float | None = None
+) -> Outcome | None:
+    """The best trial: of those that were good enough, else that trained to the end, else of all.
 
-    A trial that was stopped early may look better than it would have become, or worse.
+    A trial that was stopped early may look better than it would have become, or worse; one that
+    was good enough ended the sweep by that.
+
+    Args:
+        enough: the value of the metric that ends a sweep, if one does.
     """
-    done = [o for o in outcomes if o.status == "finished" and o.last(metric) is not None]
     rest = [o for o in outcomes if o.status != "failed" and o.last(metric) is not None]
-    ranked = ranking(done or rest, metric, mode)
+    good = [o for o in rest if enough is not None and is_enough(o.last(metric), enough, mode)]
+    done = [o for o in rest if o.status == "finished"]
+    ranked = ranking(good or done or rest, metric, mode)
     return ranked[0] if ranked else None
+
+
+def is_enough(value: float | None, enough: float, mode: Mode) -> bool:
+    """Whether a metric is as good as was asked for."""
+    return value is not None and (value >= enough if mode == "max" else value <= enough)
 
 
 def ranking(outcomes: Sequence[Outcome], metric: str, mode: Mode) -> list[Outcome]:
@@ -92,7 +104,7 @@ def write_page(
 ) -> None:
     """Write a page about a sweep: how its trials ended, the best ones, pictures."""
     metric, mode = settings.metric, settings.better
-    best = best_of(outcomes, metric, mode)
+    best = best_of(outcomes, metric, mode, settings.stop.value)
     counts = {s: sum(o.status == s for o in outcomes) for s in dict.fromkeys(_statuses(outcomes))}
     told = ", ".join(f"{count} {status}" for status, count in counts.items())
     lines = [

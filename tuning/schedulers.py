@@ -185,7 +185,8 @@ def check_scheduler(settings: SweepSettings, space: Space, steps: int, every: in
     chosen = settings.scheduler
     grace = getattr(chosen, "grace", None)
     longest = getattr(chosen, "longest", None)
-    for name, value in (("grace", grace), ("longest", longest)):
+    exploits = chosen.every if isinstance(chosen, PBTSettings) else None
+    for name, value in (("grace", grace), ("longest", longest), ("every", exploits)):
         if value is not None and value > steps:
             raise UserError(
                 f"sweep.scheduler.{name} = {value} is above the {steps} steps of a run: lower it"

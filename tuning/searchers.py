@@ -180,8 +180,7 @@ def _suggest(trial: OptunaTrial, dimension: Dimension) -> Any:
     if dimension.kind == "integer":
         return trial.suggest_int(key, int(dimension.low), int(dimension.high))
     if dimension.kind == "quniform":
-        listed = dimension.listed()
-        return listed[trial.suggest_int(key, 0, len(listed) - 1)]
+        return dimension.at(trial.suggest_int(key, 0, dimension.count - 1))
     return trial.suggest_float(
         key, dimension.low, dimension.high, log=dimension.kind == "loguniform"
     )

@@ -92,7 +92,7 @@ def _send(spool: Spool, uri: str | None) -> None:
     try:
         with impatient():
             while records := spool.read(BATCH_RECORDS):
-                store.deliver(records, spool.sent, refuse, spool.path.parent)
+                store.deliver(records, spool.sent, refuse, spool.append, spool.path.parent)
     except UserError:
         raise
     except Exception as error:  # of MLflow, a database driver, requests or the system

@@ -178,6 +178,12 @@ def metric_names(blocks: int) -> list[str]:
     return [f"validation/{name}{what}" for name in learners for what in ("accuracy", "loss")]
 
 
+def block_of(metric: str) -> int | None:
+    """The block that a metric is of, by its name; None: the last one, or it is no metric."""
+    found = re.fullmatch(r"validation/block(\d+)/(?:accuracy|loss)", metric)
+    return int(found[1]) if found else None
+
+
 def check_metric(metric: str, blocks: int) -> None:
     """Check that all trials report a metric.
 
@@ -195,10 +201,10 @@ def check_metric(metric: str, blocks: int) -> None:
             f"sweep.metric = {metric} is of the test rows, which no choice may depend on: use "
             f"{_nearest(metric.replace('test', 'validation', 1), names) or names[0]}"
         )
-    block = re.fullmatch(r"validation/block(\d+)/(?:accuracy|loss)", metric)
-    if block and int(block[1]) > blocks:
+    block = block_of(metric)
+    if block is not None and block > blocks:
         raise UserError(
-            f"sweep.metric = {metric} is of block {block[1]}, and a trial may have {blocks} "
+            f"sweep.metric = {metric} is of block {block}, and a trial may have {blocks} "
             "blocks: use validation/accuracy, that of the last block"
         )
     near = _nearest(metric, names)

@@ -6,7 +6,7 @@
       files/, models/    copies that wait with their lines
       refused.jsonl      what MLflow will never take, with its reason
 
-One process holds the queue, the one with the lock. In it one thread appends and another reads. What
+One process holds the queue, the one with the lock. In it threads append and one of them reads. What
 was appended outlives the process, however that ends; a torn last line is dropped.
 """
 
@@ -84,7 +84,7 @@ class Spool:
             state = read_sealed(self.path / "sent.json", fix)
             self._at = Position(state["segment"], state["offset"])
             self.names, self.about = state["names"], state["about"]
-        self._counting = threading.Lock()
+        self._counting, self._appending = threading.Lock(), threading.Lock()
         last = max([self._at.segment, *self._segments()])
         self._file, self._segment = open_lines(self._name(last)), last
         self._size = os.fstat(self._file.fileno()).st_size
@@ -114,6 +114,10 @@ class Spool:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Put a record at the end; once this has returned, it outlives the process."""
+        with self._appending:
+            self._append(record)
+
+    def _append(self, record: Mapping[str, Any]) -> None:
         if self._size >= SEGMENT_BYTES:
             self._file.close()
             self._segment, self._size = self._segment + 1, 0

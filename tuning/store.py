@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 METRICS_A_CALL, PARAMETERS_A_CALL = 1000, 100
 PARAMETER_LENGTH, TAG_LENGTH = 6000, 8000
 
+FILES = ("artifact", "model", "register")
+"""Records that need the place where MLflow keeps files."""
+LATER = "later"
+"""The key of a record that has let others go first."""
 _FINAL = {
     "INVALID_PARAMETER_VALUE",
     "INVALID_STATE",
@@ -65,6 +69,7 @@ class Store:
         """
         self.uri = place(settings, default_directory)
         self._names = names
+        self._deferred: set[str] = set()  # runs of which a file waits
         self._client = connect(self.uri)
         location = artifact_location(self.uri, default_directory)
         self._experiment = experiment_id(self._client, settings.experiment, location)
@@ -78,19 +83,24 @@ class Store:
         records: Sequence[tuple[Record, Position]],
         acknowledge: Callable[[Position, int], None],
         refuse: Callable[[Record, str], None],
+        defer: Callable[[Record], None],
         base: Path,
     ) -> None:
         """Tell MLflow all records, metrics in batches.
+
+        Files are often kept elsewhere than the rest. Where only that place fails, what goes there
+        lets the records behind it go first.
 
         Args:
             acknowledge: called with a position up to which all is told, and how many records since
                 the last time.
             refuse: called with a record that MLflow will never take, and its reason.
+            defer: called with a record that is to come after all others.
             base: of relative paths.
         """
         metrics: dict[str, list[Record]] = {}
         told = 0
-        for record, position in records:
+        for at, (record, position) in enumerate(records, start=1):
             told += 1
             if record["do"] == "metrics":
                 metrics.setdefault(record["run"], []).append(record)
@@ -101,11 +111,25 @@ class Store:
                     self._tell(record, base)
             except RefusedError as error:
                 refuse(record, str(error))
+            except Exception:  # of MLflow, or of whoever keeps its files
+                others = any(LATER not in behind for behind, _ in records[at:])
+                if record["do"] not in FILES or not others or not self._answers(record["run"]):
+                    raise
+                self._deferred.add(record["run"])
+                defer({**record, LATER: True})
             acknowledge(position, told)
             told = 0
         self._send_metrics(metrics, refuse)
         if told:
             acknowledge(records[-1][1], told)
+
+    def _answers(self, run: str) -> bool:
+        """Whether MLflow itself does."""
+        try:
+            self._client.get_run(self.run_id(run))
+        except Exception:  # it fails as a whole, which the next attempt will tell
+            return False
+        return True
 
     def _send_metrics(
         self, waiting: dict[str, list[Record]], refuse: Callable[[Record, str], None]
@@ -156,6 +180,8 @@ class Store:
                 self._log_model(record, base / record["path"])
             case "register":
                 if (model := self._names.get(f"model {record['run']}")) is None:
+                    if record["run"] in self._deferred:
+                        raise ConnectionError(f"the model of run {record['run']!r} still waits")
                     raise RefusedError(f"run {record['run']!r} has no model")
                 register(self._client, model, record["name"], record["alias"], record["id"])
             case "end":

@@ -17,6 +17,7 @@ from learning.errors import UserError
 from orchestrator.files import replace_file
 from orchestrator.rundir import RunDirectory
 from tuning.following import Follower, Say, name_of
+from tuning.outcome import is_enough
 from tuning.records import Outcome, read_evaluations, read_lineage
 from tuning.schedulers import make_scheduler
 from tuning.searchers import Points, make_search, mutated
@@ -202,15 +203,14 @@ class Enough(Stopper):
     """Ends a sweep when its metric is good enough, or its time is over."""
 
     def __init__(self, settings: SweepSettings) -> None:
-        self._metric, self._more = settings.metric, settings.better == "max"
+        self._metric, self._mode = settings.metric, settings.better
         self._value, self._minutes = settings.stop.value, settings.stop.minutes
         self._began = time.monotonic()
         self.reached = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        value = result.get(self._metric)
-        if self._value is not None and value is not None and FAILED not in result:
-            good = value >= self._value if self._more else value <= self._value
+        if self._value is not None and FAILED not in result:
+            good = is_enough(result.get(self._metric), self._value, self._mode)
             self.reached = self.reached or good
         return False
 

@@ -17,7 +17,7 @@ from tuning.tracking import Status, TrackingSettings, redacted
 _log = logging.getLogger(__name__)
 PARENT = "sweep"
 NAME_SECONDS = 5.0
-"""So long at most `start_trial` waits for MLflow to say how it calls a run."""
+"""So long `start_trial` waits at most for MLflow to say how it calls a run, unless told."""
 
 
 class SweepTracker:
@@ -78,16 +78,20 @@ class SweepTracker:
         parameters: Mapping[str, object],
         tags: Mapping[str, str],
         run_id: str | None = None,
+        *,
+        wait: float = NAME_SECONDS,
     ) -> str:
         """Start the run of a trial, or go on with it.
 
         Args:
             name: of the trial, unlike that of any other trial of the sweep.
             parameters: by dotted key.
-            run_id: what this method returned when the sweep was interrupted.
+            run_id: what this method returned when the sweep was interrupted; not needed where the
+                queue is that of then.
+            wait: at most so many seconds for MLflow's answer.
 
         Returns:
-            How MLflow calls the run. While MLflow does not answer, `waiting:<name>`, which this
+            How MLflow calls the run. Where that is not known yet, `waiting:<name>`, which this
             method takes as well.
         """
         if self._courier is None:
@@ -96,7 +100,7 @@ class SweepTracker:
         known = None if run_id == stand_in else run_id
         record = start_record(_key(name), name, parameters, tags, parent=PARENT, known=known)
         self._courier.put(record, urgent=True)
-        return self._courier.name(f"run {_key(name)}", NAME_SECONDS) or stand_in
+        return self._courier.name(f"run {_key(name)}", wait) or stand_in
 
     def log_metrics(self, trial_name: str, step: int, metrics: Mapping[str, float]) -> None:
         """Log metrics of a trial: name such as "validation/block3/accuracy" -> value."""
@@ -153,7 +157,8 @@ class SweepTracker:
         """Close the parent run and send what waits, as long as patience lasts; say what is left."""
         if self._courier is None:
             return
-        self._ledger.end(PARENT, status)
+        if not self._courier.refused:
+            self._ledger.end(PARENT, status)
         left = self._courier.close(self._settings.patience)
         if left:
             store = self._courier.store

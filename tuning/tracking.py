@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -54,6 +55,8 @@ def place(settings: TrackingSettings, default_directory: Path) -> str:
 def check_place(settings: TrackingSettings, default_directory: Path) -> None:
     """Refuse what can be told without MLflow, whose import takes longer than a first step.
 
+    Nothing is made: whoever asks may then be refused for something else.
+
     Raises:
         UserError: when a server does not answer or a SQLite file cannot be opened.
     """
@@ -61,7 +64,8 @@ def check_place(settings: TrackingSettings, default_directory: Path) -> None:
         return
     uri = place(settings, default_directory)
     with refusing(uri, None):
-        open_database(uri)
+        if (file := sqlite_file(uri)) is not None:
+            open_database(uri) if file.exists() else _check_may_make(file)
         if uri.startswith(("http://", "https://")) and not getproxies():
             server = urlsplit(uri)
             port = server.port or (443 if server.scheme == "https" else 80)
@@ -74,6 +78,18 @@ def open_database(uri: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(file)) as database:
             database.execute("PRAGMA schema_version")
+
+
+def _check_may_make(file: Path) -> None:
+    """Raise the OSError of making a file, and the directories that it would be in."""
+    there = next(parent for parent in file.absolute().parents if os.path.lexists(parent))
+    failure = None
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=there))
+    except OSError as error:
+        failure = error
+    if failure is not None:  # of that file, not of the directory that was tried
+        raise OSError(failure.errno, failure.strerror, str(file))
 
 
 def sqlite_file(uri: str) -> Path | None:

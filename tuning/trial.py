@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from ray import tune
 
 from learning.errors import UserError
@@ -188,6 +189,8 @@ class SweepTrial(tune.Trainable):
             self._life.end()
             self._life = None
         gc.collect()  # networks are full of circles, and the next trial needs the memory
+        if torch.cuda.is_initialized():  # in a trial of one process; others may share its GPU
+            torch.cuda.empty_cache()
 
 
 class _Life:
@@ -254,6 +257,11 @@ class _Life:
     def tell(self, steps: int, metrics: Mapping[str, float], last: bool) -> None:
         self.check()
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        if not math.isfinite(value := metrics.get(self._job.metric, 0.0)):
+            raise UserError(
+                f"{self._job.metric} is {value} after {steps} steps: leave these values out of the "
+                "space, or lower optimizer.lr"
+            )
         if self._job.metric not in finite:
             raise UserError(
                 f"this run has no {self._job.metric}: choose a sweep.metric that all rules of the "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from orchestrator.files import replace_file
+from tuning.known import Known
 from tuning.space import Values
 from tuning.tracking import Status, reason
 from tuning.trial import STEP
@@ -30,13 +29,9 @@ class Tracker(Protocol):
         ...
 
     def start_trial(
-        self,
-        name: str,
-        parameters: Mapping[str, object],
-        tags: Mapping[str, str],
-        run_id: str | None = None,
+        self, name: str, parameters: Mapping[str, object], tags: Mapping[str, str], *, wait: float
     ) -> str | None:
-        """Start a trial's run, or go on with it; its id."""
+        """Start a trial's run, or go on with it; its id, if that is known within some seconds."""
         ...
 
     def log_metrics(self, trial_name: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -90,65 +85,61 @@ Describe = Callable[[Path], Description]
 """The directory of a run to what MLflow is told about it."""
 
 
-class Ids:
-    """The ids that MLflow has given, kept on disk: a resumed sweep goes on with them."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-
-    def get(self, name: str) -> str | None:
-        """The id of a trial's run, or of the sweep's by the name `sweep`."""
-        return self._known.get(name)
-
-    def put(self, name: str, run_id: str | None) -> None:
-        """Keep an id."""
-        if run_id is not None and self._known.get(name) != run_id:
-            self._known[name] = run_id
-            replace_file(self._path, [json.dumps(self._known, indent=2).encode()])
-
-
 class Tracking:
-    """Feeds the trials of a sweep to MLflow; where that fails, the sweep goes on without it."""
+    """Feeds the trials of a sweep to MLflow; what cannot be told does not stop the sweep.
 
-    def __init__(self, tracker: Tracker, ids: Ids, describe: Describe) -> None:
-        self._tracker, self._ids, self._describe = tracker, ids, describe
-        self._seen: dict[str, tuple[str, int]] = {}  # the run and step told last, by trial
-        self._broken = False
-        ids.put("sweep", tracker.run_id)
+    Nothing here waits for MLflow: the tracker has a queue on disk.
+    """
+
+    def __init__(self, tracker: Tracker, known: Known, describe: Describe) -> None:
+        self._tracker, self._known, self._describe = tracker, known, describe
+        self._running: set[str] = set()
+        self._said = ""
+        known.sweep(tracker.run_id)
 
     def told(self, name: str, run: Path, result: Mapping[str, Any], changed: Values) -> None:
         """A trial has reported.
 
         Args:
             run: directory of its run.
-            changed: varied settings that have another value than when the trial began.
+            changed: varied settings with which it has taken over from another trial, if it has.
         """
         self._attempt(lambda: self._told(name, run, result, changed))
 
     def _told(self, name: str, run: Path, result: Mapping[str, Any], changed: Values) -> None:
-        if name not in self._seen:
+        before, step = self._known.last(name), result[STEP]
+        is_new = before is None or before[0] != run.name
+        if is_new or name not in self._running:
+            # What another run of the same trial has otherwise becomes tags.
             made = self._describe(run)
-            known = self._ids.get(name)
-            self._ids.put(name, self._tracker.start_trial(name, made.parameters, made.tags, known))
-        before = self._seen.get(name)
-        self._seen[name] = (run.name, result[STEP])
-        if before is not None and before[0] == run.name and before[1] >= result[STEP]:
-            return  # told again after a loss
+            self._tracker.start_trial(name, made.parameters, made.tags, wait=0.0)
+            self._running.add(name)
+        if not is_new and before is not None and before[1] >= step:
+            return  # told again after a loss, or by a resumed sweep
+        if is_new and changed:
+            self._tracker.mutated(name, step, changed)
         metrics = {key: value for key, value in result.items() if _is_metric(key, value)}
-        if before is not None and before[0] != run.name:
-            self._tracker.mutated(name, result[STEP], changed)
-        self._tracker.log_metrics(name, result[STEP], metrics)
+        self._tracker.log_metrics(name, step, metrics)
+        self._known.told(name, run.name, step)
 
-    def over(self, name: str, run: Path, status: Status) -> None:
-        """A trial is over."""
-        self._attempt(lambda: self._over(name, run, status))
+    def over(self, name: str, run: Path, status: Status, why: str = "") -> None:
+        """A trial is over.
 
-    def _over(self, name: str, run: Path, status: Status) -> None:
-        if name in self._seen:
-            for file in self._describe(run).files:
-                self._tracker.artifact(name, file)
-            self._tracker.end_trial(name, status)
+        Args:
+            run: directory of its run, which may never have been made.
+            why: a sentence, of a trial that failed or was lost.
+        """
+        self._attempt(lambda: self._over(name, run, status, why))
+
+    def _over(self, name: str, run: Path, status: Status, why: str) -> None:
+        made = self._describe(run) if run.exists() else Description({}, {}, ())
+        if name not in self._running or why:
+            tags = {**made.tags, "why": why} if why else made.tags
+            self._tracker.start_trial(name, made.parameters, tags, wait=0.0)
+        for file in made.files:
+            self._tracker.artifact(name, file)
+        self._tracker.end_trial(name, status)
+        self._running.discard(name)
 
     def best(self, name: str, model: nn.Module, example_input: Tensor, model_name: str) -> None:
         """Log the model of the best trial, and register it.
@@ -157,28 +148,31 @@ class Tracking:
             example_input: (B, *shape).
             model_name: of the registered model.
         """
-        self._attempt(lambda: self._tracker.log_model(name, model, example_input))
-        self._attempt(lambda: self._tracker.register(name, model_name, BEST))
+        if self._attempt(lambda: self._tracker.log_model(name, model, example_input)):
+            self._attempt(lambda: self._tracker.register(name, model_name, BEST))
 
     def end(self, status: Status, files: Sequence[Path] = ()) -> None:
-        """The sweep is over.
+        """The sweep is over, or interrupted; so are the trials that were running.
 
         Args:
             files: of the sweep itself.
         """
+        for name in sorted(self._running):
+            self._attempt(lambda name=name: self._tracker.end_trial(name, "KILLED"))
         for path in files:
             self._attempt(lambda path=path: self._tracker.sweep_artifact(path))
         self._attempt(lambda: self._tracker.end(status))
 
-    def _attempt(self, act: Callable[[], None]) -> None:
-        """Try only until the first failure: with a dead server each attempt takes minutes."""
-        if self._broken:
-            return
+    def _attempt(self, act: Callable[[], None]) -> bool:
+        """Try, and say why where that fails, unless it is the same as before."""
         try:
             act()
-        except Exception as error:  # of MLflow, a database driver, requests or the system
-            self._broken = True
-            _log.warning("MLflow failed (%s): the sweep goes on without it", reason(error))
+        except Exception as error:  # of the disk, a run's records, torch.export, MLflow
+            if (why := reason(error)) != self._said:
+                self._said = why
+                _log.warning("MLflow is not told everything (%s): the sweep goes on", why)
+            return False
+        return True
 
 
 def _is_metric(key: str, value: Any) -> bool:

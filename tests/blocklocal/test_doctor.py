@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import ray
-import torch
 
 from blocklocal import cli
 from blocklocal.doctor import clocks, devices, examination, fit, memory, network, nodes, storage
@@ -203,24 +200,3 @@ def test_bad_words(capsys: Capture, words: list[str], said: str) -> None:
     assert cli.main(["doctor", *words]) == 2
     captured = capsys.readouterr()
     assert said in only_sentence(captured.err) and captured.out == ""
-
-
-# --- on a cluster of two ----------------------------------------------------------------------
-
-
-def test_doctor_of_two_nodes() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.clusters.two_nodes"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    sees = torch.cuda.is_available()
-    assert found["code"] == (0 if sees else 1), found["out"]
-    failed = [line for line in found["out"].splitlines() if "FAILED" in line]
-    assert len(failed) == (0 if sees else 1)
-    assert sees or "Ray counts 1 and PyTorch sees none: install an NVIDIA driver" in failed[0]
-    lines = [line.split(": ")[0] for line in found["out"].splitlines()]
-    assert lines.count("nodes") == 1 and "nodes: ok  2\n" in found["out"]
-    for what in ("node", "object store", "clock", "storage"):
-        assert sum(line.startswith(f"{what} 127.") for line in lines) == 2, what
-    assert sum(line.startswith("link 127.") for line in lines) == 2

@@ -24,7 +24,6 @@ SWEEP = {
     "network": {"kind": "mlp", "widths": [64, 64]},
     "blocks": {"at": ["layer2"]},
     "engine": {"kind": "sequential", "resources": {"threads": 1}},
-    "tracking": {"enabled": False},
     "training": {"steps": 600, "batch": 32, "evaluate_every": 60},
     "sweep": {"trials": 4, "parallel": 2, "directory": "swept", "scheduler": "asha"},
     "space": {"optimizer.lr": {"loguniform": [1e-3, 1e-1]}},
@@ -55,7 +54,8 @@ def states(here: Path) -> list[str]:
     return [json.loads(file.read_text())["status"] for file in files]
 
 
-def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
+def test_a_killed_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
     process = tune(tmp_path, "sweep.yaml")
 
@@ -92,6 +92,29 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
         steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         trained = [record["step"] for record in steps if record["split"] == "train"]
         assert trained == list(range(len(trained)))
+    assert_mlflow_knows(tmp_path)
+
+
+def assert_mlflow_knows(here: Path) -> None:
+    """All that every trial told is there, and nothing twice."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{here}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "blocklocal"]
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(r.info.run_name or "" for r in runs) == ["0000", "0001", "0002", "0003", "swept"]
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        if (name := run.info.run_name or "") != "swept":
+            lines = (here / "swept/trials" / name / "metrics.jsonl").read_text()
+            records = [json.loads(line) for line in lines.splitlines()]
+            written = [
+                (r["step"] + 1, r["block2/loss"]) for r in records if r["split"] == "validation"
+            ]
+            history = client.get_metric_history(run.info.run_id, "validation/loss")
+            told = sorted((m.step, m.value) for m in history)
+            # A trial that is stopped earlier than its last life came has more records.
+            assert told and told == written[: len(told)]
 
 
 WHOLE = '{"trial_data": [["{}", "{}"]]}'

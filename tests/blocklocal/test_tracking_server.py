@@ -72,7 +72,8 @@ def test_a_run_outlives_its_server_and_tells_it_all_later(
         written = [(r["step"], r[name]) for r in metrics_of(run) if r["split"] == split]
         assert sorted((m.step, m.value) for m in history) == written
     files = MlflowClient(server.uri).list_artifacts(after.info.run_id)
-    assert {f.path for f in files} == {"weights", "config.yaml", "plan.json", "version.json"}
+    names = {"weights", "config.yaml", "plan.json", "version.json", "trace.json"}
+    assert {f.path for f in files} == names
 
 
 def test_the_next_resume_sends_what_waits(

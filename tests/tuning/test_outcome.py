@@ -55,6 +55,15 @@ def test_the_best_is_among_those_that_trained_to_the_end() -> None:
         check_has_best(best_of([trials[3]], METRIC, "max"), [trials[3]])
 
 
+def test_a_trial_that_was_good_enough_to_end_the_sweep_is_the_best() -> None:
+    trials = [outcome(0, 0.7), outcome(1, 0.9, "stopped", steps=40), outcome(2, 0.8, "stopped")]
+    for enough, number in ((0.85, 1), (0.75, 1), (0.95, 0)):
+        best = best_of(trials, METRIC, "max", enough)
+        assert best is not None and best.number == number, enough
+    best = best_of(trials, METRIC, "min", 0.75)
+    assert best is not None and best.number == 0
+
+
 def test_tables_have_every_trial(tmp_path: Path) -> None:
     trials = [
         outcome(1, 0.25, **{"optimizer.lr": 0.01, "rule.kind": "local"}),

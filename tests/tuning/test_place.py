@@ -17,6 +17,7 @@ from tuning.tracking import TrackingSettings, check_place, impatient
     ("uri", "what"),
     [
         ("sqlite:////dev/null/mlflow.db", "/dev/null"),
+        ("sqlite:////proc/x/y.db", "/proc"),
         ("http://user:secret@127.0.0.1:9", "Connection refused"),
     ],
 )
@@ -31,8 +32,8 @@ def test_a_place_that_may_do_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enabled: bool
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    check_place(TrackingSettings(enabled=enabled), tmp_path)
-    assert (tmp_path / "mlflow.db").exists() is enabled
+    check_place(TrackingSettings(enabled=enabled), tmp_path / "not/made/yet")
+    assert list(tmp_path.iterdir()) == []  # what asks may yet be refused for something else
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.search import ConcurrencyLimiter
+from ray.tune.search.search_generator import SearchGenerator
 
 from blocklocal.sweep_file import make_settings
 from tuning.searchers import known_points, make_search
@@ -59,3 +61,21 @@ def test_what_a_searcher_knows_survives(kind: str, written: Any, tmp_path: Path)
         for key, value in suggested.items():
             assert space[key].has(value), (key, value)
         assert ("rule.reach" in suggested) == (suggested.get("rule.kind") == "interlocking")
+
+
+def test_tune_keeps_what_a_searcher_knows_through_its_own_wrappers(tmp_path: Path) -> None:
+    """As `tune.run` has it: a generator around a limit around numbers around Optuna."""
+    space = Space.read(WIDE, KEYS, ())
+    tree = {"searcher": {"kind": "optuna", "startup": 3}, "trials": 9, "seed": 1}
+
+    def wrapped() -> Any:
+        return SearchGenerator(ConcurrencyLimiter(make_search(make_settings(tree), space, {}), 2))
+
+    generator = wrapped()
+    assert [ask(generator.searcher, trial)["trial"] for trial in range(6)] == list(range(6))
+    generator.save_to_dir(str(tmp_path), "now")
+    after = [ask(generator.searcher, trial) for trial in range(6, 9)]
+    again = wrapped()
+    again.restore_from_dir(str(tmp_path))
+    assert [ask(again.searcher, trial) for trial in range(6, 9)] == after
+    assert [suggested["trial"] for suggested in after] == [6, 7, 8]

@@ -107,6 +107,17 @@ def test_values_are_within_their_ranges(seed: int, low: float, high: float) -> N
     assert quantised.sample(generator) in (0.0, 0.1, 0.2, 0.3)
 
 
+def test_values_without_number_are_drawn_and_never_listed() -> None:
+    """A billion of them would fill the memory."""
+    for kind, low, high, step in (("integer", 1, 10**9, 0.0), ("quniform", 0.0, 1.0, 1e-9)):
+        dimension = Dimension("x", kind, low=low, high=high, step=step)  # pyright: ignore
+        value = dimension.sample(random.Random(1))
+        assert dimension.has(value) and not dimension.has(high + 1)
+        with pytest.raises(UserError, match="values, and more than 10000 are not listed"):
+            dimension.listed()
+    assert not Dimension("x", "integer", low=1, high=3).has(1.5)
+
+
 def test_both_ends_of_whole_numbers_come_up() -> None:
     dimension = Dimension("x", "integer", low=1, high=3)
     generator = random.Random(0)

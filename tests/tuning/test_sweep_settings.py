@@ -85,6 +85,11 @@ LR = {"loguniform": [0.001, 0.1]}
             "grace = 90 is above longest = 80: swap them",
         ),
         (
+            {"scheduler": {"kind": "pbt", "mutate": ["optimizer.lr"], "every": 300}},
+            {},
+            "sweep.scheduler.every = 300 is above the 200 steps of a run: lower it",
+        ),
+        (
             {"scheduler": "asha"},
             {"training__batch": {"choice": [32, 64]}},
             "space varies training.batch, and with it how long a trial is",

@@ -14,18 +14,13 @@ import mlflow.pyfunc
 import mlflow.pytorch
 import pytest
 import torch
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from torch import nn
 
 from learning.errors import UserError
 from tests.tuning.conftest import Make
+from tests.tuning.reading import SEND, client_of, history
 from tuning import courier
-from tuning.sending import send_waiting
-from tuning.tracker import Tracker
-from tuning.tracking import TrackingSettings
-
-SEND = MlflowClient.log_batch
 
 
 @pytest.fixture(autouse=True)
@@ -33,23 +28,6 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of hundredths of a second between attempts."""
     monkeypatch.setattr(courier, "BATCH_SECONDS", 0.02)
     monkeypatch.setattr(courier, "LONGEST_PAUSE", 0.02)
-
-
-def _client(place: Path) -> MlflowClient:
-    return MlflowClient(tracking_uri=f"sqlite:///{place}/mlflow.db")
-
-
-def _all_sent(tracker: Tracker) -> None:
-    """Wait until the queue is empty."""
-    sender = tracker._courier
-    assert sender is not None
-    with sender._state:
-        assert sender._state.wait_for(lambda: not sender.spool.waiting, 60)
-
-
-def _history(place: Path, run_id: str | None, name: str) -> list[tuple[int, float]]:
-    assert run_id is not None
-    return [(m.step, m.value) for m in _client(place).get_metric_history(run_id, name)]
 
 
 def test_run_is_read_back(make: Make, place: Path, tmp_path: Path) -> None:
@@ -64,7 +42,7 @@ def test_run_is_read_back(make: Make, place: Path, tmp_path: Path) -> None:
     tracker.log_artifact(tmp_path / "plan.json", "plans")
     run_id = tracker.run_id
     assert run_id is not None and tracker.end("FAILED") == 0
-    client = _client(place)
+    client = client_of(place)
     run = client.get_run(run_id)
     assert run.data.params["optimizer.lr"] == "0.1"
     assert run.data.params["blocks.at"] == "('a', 'b')"
@@ -73,10 +51,10 @@ def test_run_is_read_back(make: Make, place: Path, tmp_path: Path) -> None:
     assert run.data.tags["plan"] == "abc"
     assert run.data.tags["long"] == "y" * 8000
     assert run.data.tags["t119"] == "v"
-    assert _history(place, run_id, "block2/loss") == [(1, 1.0)]
+    assert history(place, run_id, "block2/loss") == [(1, 1.0)]
     (metric,) = client.get_metric_history(run_id, "block2/loss")
     assert before <= metric.timestamp <= time.time_ns() // 1_000_000
-    points = _history(place, run_id, "block1/loss")
+    points = history(place, run_id, "block1/loss")
     assert [str(point) for point in points] == ["(1, 2.5)", "(2, nan)"]
     assert run.info.status == "FAILED"
     assert run.info.run_name == "first"
@@ -105,97 +83,7 @@ def test_no_call_is_larger_than_allowed(
     tracker.log_metrics(0, {f"m{i}": float(i) for i in range(1500)})
     tracker.end()
     assert calls[-2:] == [(1000, 0, 0), (500, 0, 0)]
-    assert _history(place, tracker.run_id, "m1499") == [(0, 1499.0)]
-
-
-def test_training_does_not_wait_for_a_send_that_hangs(
-    make: Make, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Everything is written down while a call to MLflow does not come back."""
-    import threading
-
-    tracker, called, goes_on = make(), threading.Event(), threading.Event()
-
-    def hang(client: MlflowClient, run_id: str, **given: Any) -> None:
-        called.set()
-        assert goes_on.wait(60)
-        SEND(client, run_id, **given)
-
-    monkeypatch.setattr(MlflowClient, "log_batch", hang)
-    tracker.log_metrics(0, {"a": 0.0})
-    assert called.wait(60)
-    for step in range(1, 100):
-        tracker.log_metrics(step, {"a": float(step)})
-    lines = (place / "run/tracking/000001.jsonl").read_text().splitlines()
-    assert sum('"metrics"' in line for line in lines) == 100
-    goes_on.set()
-    assert tracker.end() == 0
-    assert _history(place, tracker.run_id, "a") == [(i, float(i)) for i in range(100)]
-
-
-def test_what_fails_waits_on_disk_and_is_sent_later(
-    make: Make, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    tracker = make(patience=0.2)
-    _all_sent(tracker)
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise MlflowException("http://me:secret@host is gone")
-
-    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(MlflowClient, "log_batch", fail)
-        tracker.log_metrics(0, {"a": 1.0})
-        tracker.log_metrics(1, {"a": 2.0})
-        left = tracker.end("FINISHED")
-    assert left == 3  # with the end
-    said = [r.message for r in caplog.records if r.name == "tuning.courier"]
-    assert len(said) == 1 and "(http://me:***@host is gone): training goes on" in said[0]
-    assert _client(place).get_run(tracker.run_id or "").info.status == "RUNNING"
-    assert _history(place, tracker.run_id, "a") == []
-    sent, names = send_waiting(place / "run/tracking")
-    assert sent == 3 and names["run run"] == tracker.run_id
-    assert _history(place, tracker.run_id, "a") == [(0, 1.0), (1, 2.0)]
-    assert _client(place).get_run(tracker.run_id or "").info.status == "FINISHED"
-    assert send_waiting(place / "run/tracking")[0] == 0
-
-
-def test_what_was_told_and_not_acknowledged_is_there_once(
-    make: Make, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The answer is lost after the batch was written: it is sent again, and MLflow has it once."""
-    tracker, lost = make(), []
-
-    def lose(client: MlflowClient, run_id: str, **given: Any) -> None:
-        SEND(client, run_id, **given)
-        if given.get("metrics") and not lost:
-            lost.append(True)
-            raise ConnectionResetError("the answer is lost")
-
-    monkeypatch.setattr(MlflowClient, "log_batch", lose)
-    tracker.log_metrics(0, {"a": 1.0, "b": 1.0})
-    tracker.log_metrics(1, {"a": float("nan")})
-    assert tracker.end() == 0 and lost
-    assert _history(place, tracker.run_id, "b") == [(0, 1.0)]
-    assert len(_history(place, tracker.run_id, "a")) == 2
-
-
-def test_a_record_that_mlflow_refuses_does_not_hold_up_the_others(
-    make: Make, place: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (place / "mine.txt").write_text("mine")
-    tracker = make()
-    for step, name in enumerate(("loss", "not a name: $", "loss")):
-        tracker.log_metrics(step, {name: 1.0})
-    tracker.log_artifact(place / "run/gone.txt")
-    tracker.log_artifact(place / "mine.txt")
-    with caplog.at_level(logging.WARNING):
-        assert tracker.end() == 0
-    refused = (place / "run/tracking/refused.jsonl").read_text()
-    assert "not a name: $" in refused and "gone.txt is gone" in refused
-    assert caplog.text.count("MLflow refuses a record") == 2
-    client = _client(place)
-    assert [f.path for f in client.list_artifacts(tracker.run_id or "")] == ["mine.txt"]
-    assert _history(place, tracker.run_id, "loss") == [(0, 1.0), (2, 1.0)]
+    assert history(place, tracker.run_id, "m1499") == [(0, 1499.0)]
 
 
 def test_resumed_run_goes_on(make: Make, place: Path) -> None:
@@ -203,7 +91,7 @@ def test_resumed_run_goes_on(make: Make, place: Path) -> None:
     first.log_metrics(1, {"loss": 2.0})
     first.end("KILLED")
     second = make({"lr": 0.1, "steps": 20, "new": 1}, {"host": "b"}, run_id=first.run_id)
-    client, run_id = _client(place), second.run_id
+    client, run_id = client_of(place), second.run_id
     assert run_id is not None and run_id == first.run_id
     assert client.get_run(run_id).info.status == "RUNNING"
     second.log_metrics(2, {"loss": 1.0})
@@ -214,19 +102,7 @@ def test_resumed_run_goes_on(make: Make, place: Path) -> None:
     assert run.data.tags["resumed.steps"] == "20"
     assert "resumed.lr" not in run.data.tags
     assert run.data.tags["host"] == "b"
-    assert _history(place, run_id, "loss") == [(1, 2.0), (2, 1.0)]
-
-
-def test_a_queue_in_which_mlflow_was_never_reached_starts_the_run(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tracker = Tracker(TrackingSettings(), place, place / "run/tracking", {"lr": 1}, {})
-    tracker.log_metrics(3, {"loss": 2.0})
-    tracker._courier.spool._lock.close()  # type: ignore[union-attr]  # as a killed process does
-    sent, names = send_waiting(place / "run/tracking")
-    assert sent == 2
-    run = _client(place).get_run(names["run run"])
-    assert run.data.params == {"lr": "1"} and run.data.metrics == {"loss": 2.0}
+    assert history(place, run_id, "loss") == [(1, 2.0), (2, 1.0)]
 
 
 def test_settings_win_over_the_environment(
@@ -275,23 +151,6 @@ def test_unknown_run_is_refused(make: Make, place: Path) -> None:
         make(run_id="0" * 32)
 
 
-def test_a_queue_is_not_sent_to_an_mlflow_without_its_run(
-    make: Make, place: Path, database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tracker = make(patience=0)
-    _all_sent(tracker)
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "log_batch", lambda *_, **__: 1 / 0)
-        tracker.log_metrics(0, {"a": 1.0})
-        assert tracker.end() == 2
-    (place / "other").mkdir()
-    shutil.copy(database, place / "other")
-    with pytest.raises(UserError, match=f"set tracking.uri to where run {tracker.run_id} was"):
-        send_waiting(place / "run/tracking", f"sqlite:///{place}/other/mlflow.db")
-    assert not (place / "run/tracking/refused.jsonl").exists()
-    assert send_waiting(place / "run/tracking")[0] == 2
-
-
 def test_a_model_is_read_back_without_this_project(make: Make, place: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     model[2].eval()  # of mixed modes: they stay
@@ -299,7 +158,7 @@ def test_a_model_is_read_back_without_this_project(make: Make, place: Path) -> N
     tracker.log_model(model, torch.zeros(1, 2, 3), step=7)
     assert [m.training for m in model] == [True, True, False, True] and model.training
     assert tracker.end() == 0 and not (place / "run/tracking/models").exists()
-    client = _client(place)
+    client = client_of(place)
     run = client.get_run(tracker.run_id or "")
     (found,) = client.search_logged_models([run.info.experiment_id])
     assert found.source_run_id == run.info.run_id and str(found.status) == "READY"

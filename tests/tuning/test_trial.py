@@ -107,10 +107,16 @@ def test_other_failures_are_raised_so_that_the_trial_is_tried_again() -> None:
     life.end()
 
 
-@pytest.mark.parametrize("metrics", [{"validation/loss": 1.0}, {METRIC: float("nan")}])
-def test_a_run_without_the_metric_has_failed(metrics: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"validation/loss": 1.0}, "this run has no validation/accuracy: choose a sweep.metric"),
+        ({METRIC: float("nan")}, "validation/accuracy is nan after 10 steps: leave these values"),
+    ],
+)
+def test_a_run_without_the_metric_has_failed(metrics: dict[str, float], said: str) -> None:
     life = _Life(job(lambda request, listener: listener.tell(10, metrics, False)), REQUEST)
-    assert "this run has no validation/accuracy" in life.next()[FAILED]
+    assert said in life.next()[FAILED]
     life.end()
 
 

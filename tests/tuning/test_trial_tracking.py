@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import nn, zeros
 
-from tuning.trial_tracking import Description, Ids, Tracking
+from tuning.known import Known
+from tuning.trial_tracking import Description, Tracking
 
 FILES = (Path("config.yaml"), Path("trace.json"))
 
@@ -18,20 +18,21 @@ FILES = (Path("config.yaml"), Path("trace.json"))
 class FakeTracker:
     """Writes down every call."""
 
-    def __init__(self, broken: bool = False) -> None:
+    def __init__(self, broken: Collection[str] = ()) -> None:
         self.run_id = "parent"
         self.calls: list[tuple[Any, ...]] = []
-        self._broken = broken
+        self.broken = broken
 
     def _note(self, *call: Any) -> None:
-        if self._broken:
-            raise ConnectionError("no server")
+        if call[0] in self.broken:
+            raise OSError(f"no {call[0]}")
         self.calls.append(call)
 
     def start_trial(
-        self, name: str, parameters: Mapping[str, object], tags: Any, run_id: str | None = None
+        self, name: str, parameters: Mapping[str, object], tags: Any, *, wait: float
     ) -> str:
-        self._note("start", name, dict(parameters), dict(tags), run_id)
+        assert wait == 0  # Tune's loop waits for nobody
+        self._note("start", name, dict(parameters), dict(tags))
         return f"id of {name}"
 
     def log_metrics(self, trial_name: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -59,6 +60,14 @@ class FakeTracker:
         self._note("end", status)
 
 
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """The directory of a sweep, and in it a run."""
+    (tmp_path / "0003").mkdir()
+    (tmp_path / "0003-from-0001-40-abc").mkdir()
+    return tmp_path
+
+
 def describe(run: Path) -> Description:
     return Description({"optimizer.lr": 0.1}, {"rule": "bll", "run": run.name}, FILES)
 
@@ -68,26 +77,30 @@ def told(step: int, **more: Any) -> dict[str, Any]:
     return {**own, "validation/block1/loss": 0.5, "train/loss": 1, **more}
 
 
+NEW = {"optimizer.lr": 0.2}
 METRICS = {"validation/block1/loss": 0.5, "train/loss": 1}
 
 
-def test_a_trial_in_mlflow(tmp_path: Path) -> None:
+def test_a_trial_in_mlflow(here: Path) -> None:
     tracker = FakeTracker()
-    tracking = Tracking(tracker, Ids(tmp_path / "ids.json"), describe)
-    run, other = Path("0003"), Path("0003-from-0001-40-abc")
+    tracking = Tracking(tracker, Known(here), describe)
+    run, other = here / "0003", here / "0003-from-0001-40-abc"
     tracking.told("0003", run, told(20), {})
     tracking.told("0003", run, told(40), {})
     tracking.told("0003", run, told(20), {})  # again, after a loss
     tracking.told("0003", other, told(60), {"optimizer.lr": 0.2})
+    tracking.told("0003", other, told(80), {"optimizer.lr": 0.2})
     tracking.over("0003", other, "FINISHED")
     tracking.best("0003", nn.Identity(), zeros(2, 1), "digits")
     tracking.end("FINISHED", [Path("report.md")])
     assert tracker.calls == [
-        ("start", "0003", {"optimizer.lr": 0.1}, {"rule": "bll", "run": "0003"}, None),
+        ("start", "0003", {"optimizer.lr": 0.1}, {"rule": "bll", "run": "0003"}),
         ("metrics", "0003", 20, METRICS),
         ("metrics", "0003", 40, METRICS),
+        ("start", "0003", {"optimizer.lr": 0.1}, {"rule": "bll", "run": other.name}),
         ("mutated", "0003", 60, {"optimizer.lr": 0.2}),
         ("metrics", "0003", 60, METRICS),
+        ("metrics", "0003", 80, METRICS),
         ("file", "0003", FILES[0]),
         ("file", "0003", FILES[1]),
         ("end", "0003", "FINISHED"),
@@ -98,21 +111,66 @@ def test_a_trial_in_mlflow(tmp_path: Path) -> None:
     ]
 
 
-def test_a_resumed_sweep_goes_on_with_its_runs(tmp_path: Path) -> None:
-    path = tmp_path / "ids.json"
-    Tracking(FakeTracker(), Ids(path), describe).told("0001", Path("0001"), told(20), {})
-    assert json.loads(path.read_text()) == {"sweep": "parent", "0001": "id of 0001"}
+def test_a_resumed_sweep_tells_nothing_twice(here: Path) -> None:
+    """Trials tell Tune again all that they have ever reported."""
+    Tracking(FakeTracker(), Known(here), describe).told("0003", here / "0003", told(20), {})
+    with (here / "told.jsonl").open("a") as file:
+        file.write('{"trial": "0003", "ru')  # a kill in the middle of writing
     tracker = FakeTracker()
-    ids = Ids(path)
-    assert ids.get("sweep") == "parent"
-    Tracking(tracker, ids, describe).told("0001", Path("0001"), told(40), {})
-    assert tracker.calls[0][-1] == "id of 0001"
+    known = Known(here)
+    assert known.run_id == "parent"
+    tracking = Tracking(tracker, known, describe)
+    taken = here / "0003-from-0001-40-abc"
+    for run, step, changed in ((here / "0003", 20, {}), (here / "0003", 40, {}), (taken, 60, NEW)):
+        tracking.told("0003", run, told(step), changed)
+    Tracking(tracker, Known(here), describe).told("0003", taken, told(80), NEW)
+    assert [call for call in tracker.calls if call[0] != "start"] == [
+        ("metrics", "0003", 40, METRICS),
+        ("mutated", "0003", 60, NEW),
+        ("metrics", "0003", 60, METRICS),
+        ("metrics", "0003", 80, METRICS),
+    ]
+    assert tracker.calls[0][:2] == ("start", "0003")
 
 
-def test_a_sweep_goes_on_without_mlflow(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tracking = Tracking(FakeTracker(broken=True), Ids(tmp_path / "ids.json"), describe)
+def test_a_trial_that_failed_before_its_first_report_is_there_too(here: Path) -> None:
+    tracker = FakeTracker()
+    tracking = Tracking(tracker, Known(here), describe)
+    tracking.over("0003", here / "0003", "FAILED", "the loss is nan")
+    tracking.over("0004", here / "never", "FAILED", "no room")
+    why = {"rule": "bll", "run": "0003", "why": "the loss is nan"}
+    assert tracker.calls == [
+        ("start", "0003", {"optimizer.lr": 0.1}, why),
+        ("file", "0003", FILES[0]),
+        ("file", "0003", FILES[1]),
+        ("end", "0003", "FAILED"),
+        ("start", "0004", {}, {"why": "no room"}),
+        ("end", "0004", "FAILED"),
+    ]
+
+
+def test_trials_of_an_interrupted_sweep_do_not_run_on(here: Path) -> None:
+    tracker = FakeTracker()
+    tracking = Tracking(tracker, Known(here), describe)
+    tracking.told("0003", here / "0003", told(20), {})
+    tracking.end("KILLED")
+    assert tracker.calls[-2:] == [("end", "0003", "KILLED"), ("end", "KILLED")]
+
+
+def test_what_cannot_be_told_stops_neither_the_sweep_nor_the_rest(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = FakeTracker({"start", "model", "metrics"})
+    tracking = Tracking(tracker, Known(here), describe)
     for step in (20, 40):
-        tracking.told("0001", Path("0001"), told(step), {})
-    tracking.over("0001", Path("0001"), "FINISHED")
-    tracking.end("FINISHED")
-    assert caplog.text.count("MLflow failed (no server): the sweep goes on without it") == 1
+        tracking.told("0003", here / "0003", told(step), {})
+    assert caplog.text.count("MLflow is not told everything (no start): the sweep goes on") == 1
+    tracker.broken = {"model"}
+    tracking.told("0003", here / "0003", told(60), {})
+    tracking.over("0003", here / "0003", "FINISHED")
+    tracking.best("0003", nn.Identity(), zeros(2, 1), "digits")
+    tracking.end("FINISHED", [Path("report.md")])
+    assert [call[0] for call in tracker.calls] == [
+        "start", "metrics", "file", "file", "end", "file", "end",
+    ]  # fmt: skip
+    assert caplog.text.count("MLflow is not told everything") == 2
