@@ -27,7 +27,8 @@ import blocklocal
 from benchmarks import records
 from blocklocal import cli
 from blocklocal.compare.study import Study
-from blocklocal.config import RunConfig, _models, known_keys, overlay
+from blocklocal.config import RunConfig, known_keys, overlay
+from blocklocal.setting_models import models_in
 from blocklocal.sweep_checks import check_points, check_values
 from blocklocal.sweep_file import SweepFile
 from learning.rules import RULES, Local
@@ -80,7 +81,7 @@ def settings(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[t
     """Every value of every kind: (dotted key, kind, field)."""
     kind = model.model_fields["kind"].default if "kind" in model.model_fields else "any"
     for name, info in model.model_fields.items():
-        inner = _models(info.annotation)
+        inner = models_in(info.annotation)
         if not inner:
             yield f"{prefix}{name}", kind, info
         for one in inner:
@@ -132,7 +133,7 @@ def test_documented_defaults_and_kinds() -> None:
 def test_documented_kinds_are_all_kinds() -> None:
     table = CONFIGURATION.read_text()
     for section, info in RunConfig.model_fields.items():
-        models = _models(info.annotation)
+        models = models_in(info.annotation)
         if len(models) < 2:
             continue
         line = next(x for x in table.splitlines() if x.startswith(f"| `{section}.kind` "))
@@ -286,7 +287,7 @@ def test_the_sweeps_of_pages(page: Path, tmp_path: Path) -> None:
 def test_the_page_on_sweeps_knows_every_kind() -> None:
     text = (ROOT / "docs/sweeps.md").read_text()
     for union in (SearcherSettings, SchedulerSettings):
-        for model in _models(union):
+        for model in models_in(union):
             assert f"| `{model.model_fields['kind'].default}` |" in text
 
 
