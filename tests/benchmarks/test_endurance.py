@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import (
-    endurance,
-    records,
-)
+from benchmarks import endurance, records
 
 
 def test_slope_of_a_line_and_its_error() -> None:

@@ -12,10 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import (
-    deadline,
-    killer,
-)
+from benchmarks import deadline, killer
 
 
 @given(kills=st.integers(1, 50), between=st.floats(0.1, 100), seed=st.integers(0, 9))

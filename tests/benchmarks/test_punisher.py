@@ -9,11 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import (
-    punisher,
-    punisher_page,
-    records,
-)
+from benchmarks import punisher, punisher_page, records
 from benchmarks.killer import Kill
 from tests.benchmarks.helpers import lost
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import (
-    killer,
-    punishing,
-    survival,
-)
+from benchmarks import killer, punishing, survival
 from benchmarks.killer import Kill
 from benchmarks.survival import WARMUP, Watch
 from tests.benchmarks.helpers import lost

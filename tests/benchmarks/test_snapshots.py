@@ -8,11 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import (
-    measuring,
-    records,
-    snapshots,
-)
+from benchmarks import measuring, records, snapshots
 from benchmarks.survival import WARMUP
 
 

@@ -8,11 +8,7 @@ import pytest
 import torch
 
 from actors.operations import Span
-from benchmarks import (
-    punisher,
-    records,
-    survival,
-)
+from benchmarks import punisher, records, survival
 from benchmarks.survival import WARMUP, Watch
 
 
