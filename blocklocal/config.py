@@ -29,7 +29,7 @@ from learning.settings import (
     UpdateSettings,
 )
 from orchestrator.lane_settings import LaneSettings
-from orchestrator.plan import BlocksSettings
+from orchestrator.planning import BlocksSettings
 from orchestrator.storage import CheckpointSettings
 from tuning.tracking import TrackingSettings
 

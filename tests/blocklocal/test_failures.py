@@ -15,7 +15,7 @@ from blocklocal import UserError, cli, engines, fit, preparation
 from blocklocal.config import make_config
 from blocklocal.preparation import prepare
 from orchestrator.inline import InlineEngine
-from orchestrator.plan import make_plan
+from orchestrator.planning import make_plan
 from orchestrator.rundir import RunDirectory
 from tests.blocklocal.helpers import (
     SMALL,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learning.data import AugmentSettings, Batches, arrays_dataset
-from orchestrator.trainer import Schedule
+from orchestrator.schedule import Schedule
 
 
 def batches(validation: float) -> Batches:
