@@ -121,14 +121,15 @@ def watched(marks: Path, words: Sequence[str]) -> int:
 
 def _put_clocks(watch: Watch) -> None:
     """Around what the command calls once everything is imported."""
-    from blocklocal import cli, preparation, training
+    from blocklocal import engines, preparation, training
+    from blocklocal.commands import train
     from blocklocal.observers import Progress
     from orchestrator.rundir import RunDirectory
 
     for owner, name, clocked in (
-        (cli, "prepare", watch.around("prepare", cli.prepare)),
+        (train, "prepare", watch.around("prepare", train.prepare)),
         (preparation, "load_dataset", watch.around("data", preparation.load_dataset)),
-        (training, "RayEngine", watch.around("engine", training.RayEngine)),
+        (engines, "RayEngine", watch.around("engine", engines.RayEngine)),
         (training, "check_place", watch.around("tracking", training.check_place)),
         (RunDirectory, "create", watch.around("directory", RunDirectory.create)),
         (Progress, "stepped", watch.stepped(Progress.stepped)),

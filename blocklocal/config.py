@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import difflib
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
+from blocklocal.sections import EngineSettings, RunSettings, TrainingSettings
+from blocklocal.setting_models import models_at, models_in, written_keys
 from learning.data import DataSettings, DigitsSettings
 from learning.errors import UserError
 from learning.networks import MLPSettings, NetworkSettings
@@ -28,78 +28,10 @@ from learning.settings import (
     Settings,
     UpdateSettings,
 )
-from orchestrator.chain import Transport
 from orchestrator.lane_settings import LaneSettings
-from orchestrator.placement import ResourceSettings
-from orchestrator.plan import BlocksSettings
-from orchestrator.program import SourcePlace
-from orchestrator.recovery import RecoverySettings
+from orchestrator.planning import BlocksSettings
 from orchestrator.storage import CheckpointSettings
 from tuning.tracking import TrackingSettings
-
-
-class TrainingSettings(Settings):
-    """How long, and in what portions."""
-
-    epochs: float = Field(default=5.0, gt=0, allow_inf_nan=False)
-    steps: int | None = Field(default=None, ge=1, description="wins over epochs")
-    batch: int = Field(default=128, ge=1, description="samples of one step")
-    shards: int = Field(default=1, ge=1, description="microbatches of one step")
-    seed: int = Field(default=0, ge=0)
-    evaluate_every: int | None = Field(
-        default=None, ge=1, description="steps between evaluations with checkpoints; null: an epoch"
-    )
-    evaluation_batch: int = Field(default=256, ge=1)
-
-    @model_validator(mode="after")
-    def _shards_divide(self) -> Self:
-        if self.batch % self.shards:
-            raise ValueError(
-                f"training.batch = {self.batch} is not a multiple of training.shards = "
-                f"{self.shards}: change one of them"
-            )
-        return self
-
-
-class EngineSettings(Settings):
-    """What runs the program: `ray` (actors on a cluster) or `sequential` (this process)."""
-
-    kind: Literal["ray", "sequential"] = "ray"
-    address: str | None = Field(default=None, description="of a Ray cluster; null: a local one")
-    window: int = Field(default=4, ge=1, description="steps a block may run ahead of the next")
-    transport: Transport = Field(
-        default="object_store", description="of messages: Ray's object store, or sockets (direct)"
-    )
-    recovery: RecoverySettings = RecoverySettings()
-    source: SourcePlace | None = Field(
-        default=None, description="of batches; null: an actor where a core is free, else block 1"
-    )
-    rebalance: float | None = Field(
-        default=None,
-        gt=0,
-        allow_inf_nan=False,
-        description="a block moves when it takes this share more of a step than planned; null: no",
-    )
-    resources: ResourceSettings = ResourceSettings()
-
-
-class RunSettings(Settings):
-    """Where a run is kept."""
-
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    directory: Path | None = Field(default=None, description="null: runs/<name>-<time>")
-    start: Path | None = Field(
-        default=None, description="a directory of checkpoints; the run begins with the last of them"
-    )
-    given: tuple[Literal["data", "network"], ...] = Field(
-        default=(), description="set by the Python API: what was given in memory, not in this file"
-    )
-
-    @field_validator("directory")
-    @classmethod
-    def _of_the_user(cls, directory: Path | None) -> Path | None:
-        # A job's words reach its shell quoted: nobody else would replace ~.
-        return None if directory is None else directory.expanduser()
 
 
 class RunConfig(Settings):
@@ -213,7 +145,7 @@ def make_config(tree: Mapping[str, Any]) -> RunConfig:
 
 def overlay(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
     """Set one value; where `kind` chooses another model, the old one's settings are dropped."""
-    chooses = path[-1] == "kind" and len(_models_at(path[:-1])) > 1
+    chooses = path[-1] == "kind" and len(models_at(path[:-1], RunConfig)) > 1
     for name in path[:-1]:
         if not isinstance(tree.get(name), dict):
             tree[name] = {}
@@ -245,7 +177,7 @@ def explained(error: ValidationError, model: type[BaseModel] = RunConfig, prefix
     """
     first = error.errors()[0]
     unknown = first["type"] == "extra_forbidden"
-    key = prefix + ".".join(_keys(first["loc"], model, keep_last=unknown))
+    key = prefix + ".".join(written_keys(first["loc"], model, keep_last=unknown))
     if unknown and key in known_keys(model, prefix):
         section, _, name = key.rpartition(".")
         return (
@@ -271,46 +203,15 @@ def explained(error: ValidationError, model: type[BaseModel] = RunConfig, prefix
     same = [
         e
         for e in error.errors()
-        if prefix + ".".join(_keys(e["loc"], model, keep_last=False)) == key
+        if prefix + ".".join(written_keys(e["loc"], model, keep_last=False)) == key
     ]
     reasons = " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in same))
     return f"{key} = {first['input']!r} is not possible: {reasons}"
-
-
-def _keys(location: Sequence[int | str], model: type[BaseModel], *, keep_last: bool) -> list[str]:
-    """The dotted key of an error: pydantic also names the members of unions, which nobody wrote."""
-    keys: list[str] = []
-    models: list[type[BaseModel]] = [model]
-    for i, part in enumerate(location):
-        fields = [m.model_fields[part] for m in models if part in m.model_fields]
-        if isinstance(part, int) or fields or (keep_last and i == len(location) - 1):
-            keys.append(str(part))
-        if fields:
-            models = [m for f in fields for m in _models(f.annotation)]
-    return keys
-
-
-def _models_at(path: Sequence[str]) -> list[type[BaseModel]]:
-    """The settings models that a section may be an instance of."""
-    models: list[type[BaseModel]] = [RunConfig]
-    for name in path:
-        fields = [m.model_fields[name] for m in models if name in m.model_fields]
-        models = list(dict.fromkeys(m for f in fields for m in _models(f.annotation)))
-    return models
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
     """All dotted keys that exist, over every kind of every section."""
     for name, info in model.model_fields.items():
         yield f"{prefix}{name}"
-        for inner in _models(info.annotation):
+        for inner in models_in(info.annotation):
             yield from known_keys(inner, f"{prefix}{name}.")
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The settings models in an annotation such as `Annotated[A | B, ...] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
-        return [m for a in typing.get_args(annotation) for m in _models(a)]
-    return []

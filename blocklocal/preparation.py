@@ -26,9 +26,10 @@ from learning.policies.subspace import rank_of
 from learning.rules import Backprop
 from learning.units import Unit, units_of
 from orchestrator.placement import even_cpus, free_resources
-from orchestrator.plan import Plan, make_plan
+from orchestrator.plan import Plan
+from orchestrator.planning import make_plan
 from orchestrator.program import SourcePlace
-from orchestrator.trainer import Schedule
+from orchestrator.schedule import Schedule
 
 
 @dataclass

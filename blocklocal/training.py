@@ -1,4 +1,4 @@
-"""From a prepared run to a finished one: engine, records, tracking."""
+"""From a prepared run to a finished one: its directory, its records, its tracking."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from pathlib import Path
 from torch import nn
 
 from blocklocal.config import dotted
+from blocklocal.engines import engine_of
 from blocklocal.gauges import RayMetrics
 from blocklocal.observers import TrackingObserver
 from blocklocal.preparation import Prepared, sample_rows
 from blocklocal.resuming import beginning, check_same_network, recorded, start_of
 from blocklocal.tracked_files import files_of
-from learning.data import Dataset
-from orchestrator.chain import Chain
 from orchestrator.checkpoint_reader import Checkpoint
-from orchestrator.engine import RayEngine
 from orchestrator.events import Engine
-from orchestrator.inline import InlineEngine, Probe
+from orchestrator.inline import Probe
 from orchestrator.plan import Plan
 from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import State, export, model_state
@@ -33,7 +31,6 @@ from tuning.tracking import check_place
 
 QUEUE = "tracking"
 """The directory below that of a run in which records wait for MLflow."""
-SHIPPED_BYTES = 16 * 2**20  # a larger data set is read where its batches are made
 
 
 @dataclass
@@ -52,45 +49,6 @@ class Result:
     metrics: dict[str, float]
 
 
-def _engine(prepared: Prepared, probe: Probe | None = None) -> Engine:
-    config, blocks = prepared.config, prepared.plan.units_of_blocks(prepared.units)
-    if config.engine.kind == "sequential":
-        return InlineEngine(
-            prepared.program,
-            blocks,
-            prepared.batches,
-            evaluation_batch=config.training.evaluation_batch,
-            threads=prepared.threads,
-            probe=probe,
-        )
-    return RayEngine(
-        Chain(
-            prepared.program,
-            prepared.plan,
-            blocks,
-            prepared.dataset if prepared.in_memory or _small(prepared.dataset) else config.data,
-            config.data.augment,
-            evaluation_batch=config.training.evaluation_batch,
-            threads=prepared.threads,
-            window=config.engine.window,
-            transport=config.engine.transport,
-            source=prepared.source,
-            lanes=config.lanes.min,
-            grows=config.lanes.max > 1 or config.engine.address is not None,
-            patience=config.engine.recovery.patience,
-        ),
-        config.engine.recovery,
-        config.lanes,
-        config.engine.rebalance,
-    )
-
-
-def _small(dataset: Dataset) -> bool:
-    """Whether the source gets these rows sooner from here than by reading them once more."""
-    splits = (dataset.train, dataset.validation, dataset.test)
-    return sum(s.x.nbytes + s.y.nbytes for s in splits) <= SHIPPED_BYTES
-
-
 def train(
     prepared: Prepared, observers: Sequence[Observer] = (), *, probe: Probe | None = None
 ) -> Result:
@@ -102,7 +60,7 @@ def train(
     config = prepared.config
     path = config.run.directory or _unused_directory(config.run.name)
     first = _beginning(prepared)
-    engine = _engine(prepared, probe)  # first: a cluster without room leaves nothing behind
+    engine = engine_of(prepared, probe)  # first: a cluster without room leaves nothing behind
     with _afterwards(lambda _: engine.close()):
         run = RunDirectory.create(
             path, config=recorded(config), version=code_version(), plan=prepared.plan
@@ -161,7 +119,7 @@ def resume(
         elif (first := _beginning(prepared)) is not None:
             _adopt(run, first)
             start, state = first.step, first.state
-        engine = _engine(prepared) if start < prepared.schedule.steps else None
+        engine = engine_of(prepared) if start < prepared.schedule.steps else None
         with _afterwards(lambda _: engine.close() if engine else None):
             if engine and state is not None:
                 engine.load(state, start)

@@ -14,7 +14,7 @@ from ray.util.placement_group import (
 )
 
 from learning.errors import UserError
-from orchestrator.placement import Placement
+from orchestrator.placement_groups import Placement
 from orchestrator.plan import Plan
 
 

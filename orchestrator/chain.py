@@ -26,7 +26,8 @@ from orchestrator.borrowed import Borrowed, surrounding_group
 from orchestrator.calls import Calls, doing, ending
 from orchestrator.lane import Actor, Cast, Lane, cast
 from orchestrator.losses import ActorLostError, Loss
-from orchestrator.placement import Placement, check_fit, free_resources
+from orchestrator.placement import check_fit, free_resources
+from orchestrator.placement_groups import Placement
 from orchestrator.plan import Plan
 from orchestrator.program import SourcePlace, channels
 

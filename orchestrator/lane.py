@@ -14,7 +14,7 @@ from learning.messages import block_name, feedback_name
 from learning.units import Unit
 from orchestrator.dependencies import LANE_MARK, SOURCE
 from orchestrator.losses import NoRoomError
-from orchestrator.placement import Placement
+from orchestrator.placement_groups import Placement
 from orchestrator.program import SourcePlace
 
 

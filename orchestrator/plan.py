@@ -4,45 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from itertools import accumulate, zip_longest
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, ValidationError, model_validator
 from rich.table import Table
-from torch import Tensor
 
 from learning.errors import UserError
 from learning.settings import Settings
-from learning.units import Unit, check_ownership, split
-from orchestrator.partition import partition, refine
-from orchestrator.profile import (
-    UnitProfile,
-    UnitSize,
-    block_activation_bytes,
-    measure_units,
-    profile_units,
-)
-
-BlockCosts = Callable[[list[list[Unit]], list[tuple[int, ...]]], Sequence[float] | None]
-"""The units and output shapes of blocks to what each costs; None where that cannot be had."""
-
-
-class BlocksSettings(Settings):
-    """How to cut the network: at named units, or into `count` blocks balanced by a measure."""
-
-    count: int = Field(
-        default=2, ge=1, description="number of blocks; len(at) + 1 when at names units"
-    )
-    at: tuple[str, ...] | Literal["auto"] = "auto"
-    balance: Literal["time", "memory", "parameters"] = "time"
-
-    @model_validator(mode="after")
-    def _count_the_cuts(self) -> Self:
-        if self.at != "auto":
-            object.__setattr__(self, "count", len(self.at) + 1)  # the model itself is frozen
-        return self
+from learning.units import Unit, check_ownership
 
 
 class BlockPlan(Settings):
@@ -160,106 +132,13 @@ class Plan(Settings):
                 f"unit {at} is {found} in this network and {expected} in plan {self.hash()}: "
                 "use the network the plan was made for or plan again"
             )
-        blocks = _group(units, [len(block.units) for block in self.blocks])
+        blocks = group(units, [len(block.units) for block in self.blocks])
         check_ownership(blocks)
         return blocks
 
 
-def make_plan(
-    units: Sequence[Unit],
-    settings: BlocksSettings,
-    sample: Tensor,
-    *,
-    cpus: float = 1.0,
-    gpus: float = 0.0,
-    profile: bool = True,
-    measure: BlockCosts | None = None,
-) -> Plan:
-    """Cut `units` into blocks.
-
-    By time and by memory, a cut is found in two steps. The first is exact for what the units take
-    or keep when run alone. The second, where `measure` is given, moves cuts while that says that
-    the largest block gets smaller: see `orchestrator.partition.refine`. Without it, as for
-    backprop, whose blocks are nothing but their units, the first cut stays.
-
-    Args:
-        units: all units of the network, in order.
-        settings: where to cut; explicit names in `at` win over `count` and `balance`.
-        sample: (B, ...) input of the first unit, B the global batch; values matter little.
-        cpus: CPUs each block's actor reserves.
-        gpus: GPUs each block's actor reserves.
-        profile: time the units to fill `time_share`; balancing by time needs it and does it anyway.
-        measure: what the blocks of a cut cost under the rule, in time or in memory.
-
-    Raises:
-        UserError: for impossible cuts, a unit that fails on its input, or a tensor two blocks own.
-    """
-    # Impossible cuts are found before the slow part.
-    blocks = split(units, settings.at) if settings.at != "auto" else None
-    if blocks is None:
-        partition([0] * len(units), settings.count)
-    timed = profile or (blocks is None and settings.balance == "time")
-    sizes = profile_units(units, sample) if timed else measure_units(units, sample)
-    if blocks is None:
-        costs = [_cost(size, settings.balance) for size in sizes]
-        counts = partition(costs, settings.count)
-        check_ownership(_group(units, counts))
-        if measure is not None and settings.balance != "parameters" and settings.count > 1:
-            counts = refine(counts, lambda counts: _measured(units, sizes, counts, measure))
-        blocks = _group(units, counts)
-    activations = block_activation_bytes(blocks, sample)
-    total = sum(_seconds(size) for size in sizes)
-    plans, start, shape = [], 0, tuple(sample.shape[1:])
-    for index, (block, activation) in enumerate(zip(blocks, activations, strict=True), start=1):
-        own = sizes[start : start + len(block)]
-        share = min(sum(_seconds(size) for size in own) / total, 1.0) if timed and total else None
-        plans.append(
-            BlockPlan(
-                index=index,
-                units=tuple(unit.name for unit in block),
-                # Not the sum over units: two units of one block may share a parameter.
-                parameters=sum(
-                    {p: p.numel() for u in block for p in u.module.parameters()}.values()
-                ),
-                input_shape=shape,
-                output_shape=own[-1].output_shape,
-                boundary_bytes=own[-1].output_bytes,
-                activation_bytes=activation,
-                time_share=share,
-                cpus=cpus,
-                gpus=gpus,
-            )
-        )
-        start, shape = start + len(block), own[-1].output_shape
-    return Plan(blocks=tuple(plans))
-
-
-def _measured(
-    units: Sequence[Unit],
-    sizes: Sequence[UnitSize],
-    counts: Sequence[int],
-    measure: BlockCosts,
-) -> Sequence[float] | None:
-    blocks = _group(units, counts)
-    try:
-        check_ownership(blocks)
-    except UserError:
-        return None  # units that share a tensor stay together
-    return measure(blocks, [sizes[end - 1].output_shape for end in accumulate(counts)])
-
-
-def _cost(size: UnitSize, balance: Literal["time", "memory", "parameters"]) -> float:
-    if balance == "time":
-        return _seconds(size)
-    return size.activation_bytes if balance == "memory" else size.parameters
-
-
-def _seconds(size: UnitSize) -> float:
-    timed = isinstance(size, UnitProfile)
-    return size.forward_seconds + size.backward_seconds if timed else 0.0
-
-
-def _group(units: Sequence[Unit], sizes: Sequence[int]) -> list[list[Unit]]:
+def group(units: Sequence[Unit], sizes: Sequence[int]) -> list[list[Unit]]:
+    """Take so many units at a time for a block each."""
     rest = iter(units)
     return [[next(rest) for _ in range(size)] for size in sizes]
 

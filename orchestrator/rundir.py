@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from io import FileIO
@@ -18,7 +18,6 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError
 
-from actors.operations import Span
 from learning.errors import UserError
 from learning.settings import Settings
 from orchestrator.checkpoints import Checkpoints
@@ -32,14 +31,12 @@ from orchestrator.files import (
     write_all,
     write_file,
 )
-from orchestrator.lines import joined, open_lines, read_lines
 from orchestrator.owner import claim, claimed
 from orchestrator.plan import Plan
+from orchestrator.run_records import METRICS, SPANS, RunRecords
 from orchestrator.storage import LocalStorage, shared_storage
 
-_METRICS, _SPANS = "metrics.jsonl", "spans.jsonl"
-_INCIDENTS, _CHANGES = "incidents.jsonl", "changes.jsonl"
-_REPLACED = ("state.json", _METRICS, _SPANS)
+_REPLACED = ("state.json", METRICS, SPANS)
 
 
 class RunState(Settings):
@@ -52,12 +49,8 @@ class RunState(Settings):
     id: str | None = Field(default=None, description="its name as the owner of a shared storage")
 
 
-class RunDirectory:
+class RunDirectory(RunRecords):
     """A run on disk. One process, the one in `lock()`, may write; reading needs no lock."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._files: dict[str, FileIO] = {}
 
     @classmethod
     def create(
@@ -81,8 +74,8 @@ class RunDirectory:
             "version.json": (json.dumps(version, indent=2) + "\n").encode(),
             "plan.json": (plan.model_dump_json(indent=2) + "\n").encode(),
             "state.json": sealed(state.model_dump()),
-            _METRICS: b"",
-            _SPANS: b"",
+            METRICS: b"",
+            SPANS: b"",
         }
         if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
             raise UserError(
@@ -208,65 +201,6 @@ class RunDirectory:
         state = RunState.model_validate(self.state.model_dump() | fields)
         replace_file(self.path / "state.json", [sealed(state.model_dump())])
         return state
-
-    def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append metric records; those with a "step" can be rewound.
-
-        Raises:
-            ValueError: for a number that is not finite; then nothing is written.
-        """
-        self._append(_METRICS, records)
-
-    def append_spans(self, actor: str, spans: Iterable[Span]) -> None:
-        """Append what operations of one actor took."""
-        self._append(_SPANS, ({"actor": actor, **span._asdict()} for span in spans))
-
-    def append_incident(self, record: Mapping[str, Any]) -> None:
-        """Append what was lost and what was done about it."""
-        self._append(_INCIDENTS, [record])
-
-    def append_change(self, step: int, what: str, lanes: int) -> None:
-        """Append how the chain of actors changed before a step."""
-        self._append(_CHANGES, [{"at": time.time(), "step": step, "what": what, "lanes": lanes}])
-
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """All metric records; a last line that a killed process left unfinished is ignored.
-
-        Raises:
-            UserError: for any other damage, with the number of the line.
-        """
-        return [record for _, record in read_lines(self.path / _METRICS)]
-
-    def rewind(self, step: int) -> None:
-        """Drop the metrics and spans of steps >= `step`: training is about to replay them.
-
-        A crash between the two files is harmless, because the next resume rewinds again.
-
-        Raises:
-            UserError: for a damaged line; its file stays as it is.
-        """
-        self.close()  # open files would keep writing to the old ones
-        for name in (_METRICS, _SPANS):
-            path = self.path / name
-            lines = (raw for raw, r in read_lines(path) if r.get("step", step - 1) < step)
-            replace_file(path, joined(lines))
-
-    def close(self) -> None:
-        """Close open files; the next append opens them again."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-
-    def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
-        lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
-        if name not in self._files:
-            self._files[name] = open_lines(self.path / name)
-        try:
-            write_all(self._files[name].fileno(), "".join(lines).encode())
-        except BaseException:
-            # Half a line may be there (a full disk): opening again removes it.
-            self._files.pop(name).close()
-            raise
 
 
 def _lock(file: FileIO, patience: float) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from actors.operations import Span
-from learning.data import Batches
 from learning.errors import NonFiniteLossError, UserError
 from orchestrator.background import Background
 from orchestrator.checkpoints import Checkpoints
@@ -28,6 +25,7 @@ from orchestrator.events import (
     StepDone,
     Worked,
 )
+from orchestrator.finite import check_finite, check_losses, not_finite
 from orchestrator.incidents import Incident
 from orchestrator.losses import Loss
 from orchestrator.program import Calendar
@@ -72,42 +70,6 @@ class Observer:
         """Lanes came or went, or blocks moved, without stopping the run."""
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Which steps a run has and what happens after which.
-
-    Attributes:
-        evaluate_every: steps between evaluations; each one is also a checkpoint.
-        checkpoint_every: steps between further checkpoints; None: no further ones.
-        checkpoint_seconds: likewise, seconds.
-    """
-
-    steps: int
-    evaluate_every: int
-    checkpoint_every: int | None = None
-    checkpoint_seconds: float | None = None
-
-    def calendar(self, batches: Batches, evaluation_batch: int) -> Calendar:
-        """Validation every so many steps and last, the test set last; checkpoints with it."""
-        after = [*range(self.evaluate_every - 1, self.steps, self.evaluate_every), self.steps - 1]
-        counts = {
-            split: batches.evaluation_batches(split, evaluation_batch)
-            for split in ("validation", "test")
-        }
-        evaluations = {
-            step: tuple(
-                split
-                for split, count in counts.items()
-                if count and (split == "validation" or step == self.steps - 1)
-            )
-            for step in after
-        }
-        every = self.checkpoint_every
-        between = range(every - 1, self.steps, every) if every else ()
-        snapshots = frozenset({*after, *between})
-        return Calendar(evaluations, snapshots, counts, self.checkpoint_seconds)
-
-
 @dataclass
 class Trainer:
     """Runs an engine to the end of the schedule, recording as it goes.
@@ -143,7 +105,7 @@ class Trainer:
             except UserError as another:  # what ends the run is the one to tell
                 _log.warning("%s", another)
             if isinstance(error, NonFiniteLossError):
-                self.record(_not_finite(error))
+                self.record(not_finite(error))
             raise
 
     def _follow(self, events: Iterable[Event]) -> None:
@@ -161,7 +123,7 @@ class Trainer:
                     for observer in self.observers:
                         observer.stepped(event.step, event.metrics)
                 case Evaluated():
-                    _check_losses(event)
+                    check_losses(event)
                     self._record(event.step, event.split, event.metrics)
                     if event.split == "validation":
                         self._validated[event.step] = event.metrics[self.last_block]["accuracy"]
@@ -243,7 +205,7 @@ class Trainer:
             value: of the validation, if there was one.
         """
         finished = event.step + 1
-        _check_finite(event)
+        check_finite(event)
         metrics = None if value is None else {"validation/accuracy": value}
         self.checkpoints.save(
             finished, event.state, plan_hash=self.plan_hash, rule=self.rule, metrics=metrics
@@ -254,38 +216,3 @@ class Trainer:
         else:
             self.checkpoints.mark(last=finished)
         self.checkpoints.prune(self.keep)
-
-
-def _not_finite(error: NonFiniteLossError) -> Incident:
-    """A loss that is not finite comes back in each replay: it ends the run."""
-    loss = Loss(f"block{error.block}", "not finite", "", 0, str(error))
-    return Incident(0, time.time(), error.step, [loss], ended=True)
-
-
-def _check_finite(event: SnapshotTaken) -> None:
-    """Refuse to replace a good checkpoint by one that no loss has met yet."""
-    for learner, tensors in event.state.items():
-        for name, tensor in tensors.items():
-            if not _is_finite(tensor):
-                raise UserError(
-                    f"{name} of {learner} is not finite after step {event.step}: training stopped "
-                    "and the last checkpoint is kept; lower optimizer.lr or set optimizer.clip"
-                )
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite.
-
-    A sum of which one term is not finite is not either, and takes a fortieth of the time. As finite
-    terms may add up to too much, each of them is looked at where it is not.
-    """
-    if not tensor.is_floating_point():
-        return True
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
-
-
-def _check_losses(event: Evaluated) -> None:
-    """An update may end in infinite weights, which an evaluation sees before the next step."""
-    for name, values in event.metrics.items():
-        if not math.isfinite(values["loss"]):
-            raise NonFiniteLossError(int(name.removeprefix("block")), event.step, values["loss"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,41 +10,15 @@ import torch
 from torch import Tensor
 
 from learning.errors import NonFiniteLossError, UserError
-from learning.learners.base import ShardTallies, Tally
-from learning.learners.body import Body
+from learning.learners.base import ShardTallies
+from learning.learners.inference import InferringBody
+from learning.learners.pending import Pending
 from learning.messages import Key, Message, Post
-from learning.objectives.base import Assessment, Told
+from learning.objectives.base import Assessment
 
 
 @dataclass
-class Pending:
-    """One shard between its forward pass and the last gradient that reaches it.
-
-    Attributes:
-        x: the block's input.
-        h: its output, with the graph that leads from x and `parameters` to it.
-        message: as it came: x, coded from block 2 on, labels `y`, what some rules send along.
-        parameters: the block's parameters in the graph.
-        expected: blocks whose loss's gradient is still to come.
-        sources: blocks whose loss the parameters learn from, with weights.
-        passed_back: blocks whose loss's gradient goes on to the block before.
-        tail: how many of the last units later losses reach; None for all.
-        moments: what the updater recorded in the forward pass.
-    """
-
-    x: Tensor
-    h: Tensor
-    message: Message
-    parameters: list[Tensor]
-    expected: list[int]
-    sources: dict[int, float]
-    passed_back: tuple[int, ...]
-    tail: int | None
-    moments: Sequence[Tensor | None]
-
-
-@dataclass
-class BlockLearner(Body):
+class BlockLearner(InferringBody):
     """Forward, assess, receive gradients, update; knows no scheduler.
 
     A shard's graph lives from `forward` until the last gradient that reaches the block went through
@@ -61,7 +34,6 @@ class BlockLearner(Body):
         super().__post_init__()
         self._pending: dict[tuple[int, int], Pending] = {}
         self._training = ShardTallies()
-        self._evaluation: dict[str, Tally] = defaultdict(Tally)
 
     @property
     def needs_feedback(self) -> bool:
@@ -202,28 +174,6 @@ class BlockLearner(Body):
         self._pending.clear()
         self._training = ShardTallies()
 
-    @torch.no_grad()
-    def infer(self, split: str, message: Message, feedback: Message | None = None) -> Message:
-        """Run one batch forward in evaluation mode; tallies the block's own loss and accuracy."""
-        self.chain.eval()
-        if self.objective is not None:
-            self.objective.eval()
-        message = self._local(message)
-        x, y = self.numerics.arrange(message["x"]), message["y"]
-        with self._seeded("infer"), self.numerics.autocast():
-            h = self.chain(x)
-            if self.objective is not None:
-                assessment = self.objective(h, self._told(message, feedback))
-                self._evaluation[split].add(assessment.loss, assessment.scores, y)
-                self.objective.train()
-        self.chain.train()
-        return self.outbox.evaluated(h, message)
-
-    def end_evaluation(self, split: str) -> dict[str, float]:
-        """Loss and accuracy over all batches inferred since the last call, {} without a loss."""
-        tally = self._evaluation.pop(split, None)
-        return tally.means() if tally else {}
-
     def _intake(self, step: int, shard: int, message: Message) -> Message:
         """What the block learns from at `step`; a subclass may take another message's place."""
         return message
@@ -303,7 +253,3 @@ class BlockLearner(Body):
     def _release(self, step: int, shard: int) -> None:
         """The last gradient of a shard has come."""
         self.updater.end_shard(shard, self._pending.pop((step, shard)).moments)
-
-    def _told(self, message: Message, feedback: Message | None) -> Told:
-        image = self.outbox.input_image(message)
-        return Told(message["y"], feedback and self._local(feedback), image)

@@ -15,7 +15,8 @@ from torch.func import functional_call
 
 from learning.credit import Delayed
 from learning.learners.base import partition_state
-from learning.learners.block import BlockLearner, Pending
+from learning.learners.block import BlockLearner
+from learning.learners.pending import Pending
 from learning.messages import Message, Post
 
 

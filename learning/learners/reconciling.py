@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from learning.credit import Reconcile
 from learning.errors import NonFiniteLossError
-from learning.learners.block import BlockLearner, Pending
+from learning.learners.block import BlockLearner
+from learning.learners.pending import Pending
 from learning.messages import Message, Post
 from learning.objectives.base import Assessment
 

@@ -96,7 +96,7 @@ def test_a_lost_actor_is_no_traceback(capsys: Capture, monkeypatch: pytest.Monke
     def lose(*_: object) -> None:
         raise ActorLostError("block2 lost an actor: killed")
 
-    monkeypatch.setattr(cli, "train", lose)
+    monkeypatch.setattr("blocklocal.commands.train.train", lose)
     assert cli.main(["train", *SMALL]) == 1
     said = "blocklocal: block2 lost an actor: killed; go on with --resume\n"
     assert capsys.readouterr().err == said

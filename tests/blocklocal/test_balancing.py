@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from blocklocal import balancing, cli
+from blocklocal import balancing
 from blocklocal.balancing import CUTS
 from blocklocal.config import RunConfig, make_config
 from blocklocal.preparation import prepare
@@ -136,6 +136,6 @@ def test_a_plan_is_not_made_for_a_file_that_exists(
     def prepare(_: RunConfig) -> None:
         raise AssertionError("too late")
 
-    monkeypatch.setattr(cli, "prepare", prepare)
+    monkeypatch.setattr("blocklocal.commands.plan.prepare", prepare)
     said = sentence(capsys, "plan", *SMALL, "--save", file)
     assert said == f"{file} exists: choose another file or remove it"

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from blocklocal import cli
+from blocklocal.observers import Progress
 from orchestrator.events import Metrics
 from orchestrator.rundir import RunDirectory
 from tests.blocklocal.helpers import SMALL, command, listing, metrics_of, refused, state_of
@@ -32,13 +33,13 @@ def test_a_run_with_its_checkpoints_elsewhere(
     more = ["checkpoints.every=4", "checkpoints.keep=3"]
     command(capsys, "train", *WORDS, *more, "run.directory=home")
 
-    def stop(self: cli.Progress, step: int, metrics: Metrics) -> None:
+    def stop(self: Progress, step: int, metrics: Metrics) -> None:
         if step == 9:
             raise KeyboardInterrupt
 
     location = f"checkpoints.storage=file://{tmp_path}/store"
     with monkeypatch.context() as patch:
-        patch.setattr(cli.Progress, "stepped", stop)
+        patch.setattr(Progress, "stepped", stop)
         assert cli.main(["train", *WORDS, *more, location, "run.directory=away"]) == 130
     capsys.readouterr()
     store = tmp_path / "store" / "n"

@@ -11,11 +11,11 @@ import torch
 from mlflow.tracking import MlflowClient
 from torch import nn
 
-from blocklocal import UserError, cli, fit, preparation, training
+from blocklocal import UserError, cli, engines, fit, preparation
 from blocklocal.config import make_config
 from blocklocal.preparation import prepare
 from orchestrator.inline import InlineEngine
-from orchestrator.plan import make_plan
+from orchestrator.planning import make_plan
 from orchestrator.rundir import RunDirectory
 from tests.blocklocal.helpers import (
     SMALL,
@@ -60,7 +60,7 @@ def test_cleaning_up_does_not_hide_the_cause(
         closed.append(engine)
         raise OSError("no close")
 
-    monkeypatch.setattr(training.InlineEngine, "close", close)
+    monkeypatch.setattr(engines.InlineEngine, "close", close)
     monkeypatch.setattr(RunDirectory, "update_state", _fail("no state"))
     before = torch.get_num_threads()
     assert cli.main(["train", *WORDS, "optimizer.lr=1e30", "training.steps=40"]) == 2
@@ -74,7 +74,7 @@ def test_cleaning_up_does_not_hide_the_cause(
 
 
 def test_a_failure_of_closing_alone_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.InlineEngine, "close", _fail("no close"))
+    monkeypatch.setattr(engines.InlineEngine, "close", _fail("no close"))
     with pytest.raises(OSError, match="no close"):
         cli.main(["train", *WORDS])
     assert state_of(Path("run"))["status"] == "finished"
@@ -144,7 +144,7 @@ def test_a_cluster_without_room_leaves_nothing_behind(
     def refuse(*_: object, **__: object) -> None:
         raise UserError("the cluster gave no room to block 1: end other work on it")
 
-    monkeypatch.setattr(training, "InlineEngine", refuse)
+    monkeypatch.setattr(engines, "InlineEngine", refuse)
     assert refused(capsys, "train", *WORDS).startswith("the cluster gave no room")
     assert listing(here) == {}
 

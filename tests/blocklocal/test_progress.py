@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from actors.operations import Span
-from blocklocal import cli, observers
+from blocklocal import observers
+from blocklocal.commands import terminal, train
 from blocklocal.observers import Progress
 from orchestrator.events import Changed, Metrics
 from orchestrator.incidents import Incident
@@ -169,7 +170,9 @@ def test_training_on_a_terminal(
     capsys: pytest.CaptureFixture[str], tmp_path: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = StringIO()
-    monkeypatch.setattr(cli, "console", Console(force_terminal=True, file=file, width=100))
+    console = Console(force_terminal=True, file=file, width=100)
+    for module in (train, terminal):
+        monkeypatch.setattr(module, "console", console)
     command(capsys, "train", *SMALL, "training.steps=3", f"run.directory={tmp_path}/r")
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
     assert "step 3/3   " in text and "validation" in text and "run directory: " in text

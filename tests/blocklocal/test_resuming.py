@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from blocklocal import UserError, cli, fit
+from blocklocal.observers import Progress
 from orchestrator.events import Metrics
 from orchestrator.rundir import RunDirectory
 from orchestrator.trainer import Observer
@@ -137,14 +138,14 @@ def damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _checkpoint_of(directory: Path, step: int) -> dict[str, dict[str, torch.Tensor]]:
     """The state at `step` of a run that stops right after it."""
 
-    class Stop(cli.Progress):
+    class Stop(Progress):
         def stepped(self, step_: int, metrics: Metrics) -> None:
             super().stepped(step_, metrics)
             if step_ == step:
                 raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "Progress", Stop)
+        patch.setattr("blocklocal.commands.train.Progress", Stop)
         assert cli.main(["train", *WORDS, f"run.directory={directory / 'other'}"]) == 130
     return RunDirectory.open(directory / "other").checkpoints.load(step).state
 
@@ -197,7 +198,7 @@ def test_an_interruption_after_an_older_checkpoint_leaves_no_gap(
 ) -> None:
     metrics = metrics_of(damaged)
     with monkeypatch.context() as patch:
-        patch.setattr(cli.Progress, "stepped", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Progress, "stepped", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert cli.main(["train", "--resume", str(damaged), "--checkpoint", "4"]) == 130
     assert "at step 4 of 12" in command(capsys, "train", "--resume", damaged)
     assert metrics_of(damaged) == metrics

@@ -110,7 +110,7 @@ def test_resuming_gives_the_bits_of_an_undisturbed_run(
 ) -> None:
     path = tmp_path / "interrupted"
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "Progress", _Interrupted)
+        patch.setattr("blocklocal.commands.train.Progress", _Interrupted)
         assert cli.main(["train", *WORDS, f"run.directory={path}"]) == 130
     captured = capsys.readouterr()
     assert captured.err == "blocklocal: interrupted; go on with --resume\n"

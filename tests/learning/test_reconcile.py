@@ -1,24 +1,14 @@
-"""Reconciliation: the penalty by explicit formulas, its limits, and what cannot carry it."""
+"""Reconciliation: the penalty by explicit formulas, and its limits."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch import nn
 
-from learning.build import Program
-from learning.checks import check_program
-from learning.errors import NonFiniteLossError, UserError
-from learning.learners.reconciling import gradient_distance
 from learning.objectives.heads import HeadSettings
-from learning.rules import Local, Reconciliation, Rule
-from learning.sequential import SequentialEngine
-from learning.settings import PrecisionSettings, SGDSettings
-from learning.units import split, units_of
+from learning.rules import Local, Reconciliation
 from tests.learning.helpers import (
     assert_close,
     assert_same_bits,
@@ -34,26 +24,7 @@ from tests.learning.helpers import (
     snapshot,
     train,
 )
-
-MOMENTUM = SGDSettings(lr=0.2)
-DISTANCES = ["squared", "scale-free"]
-
-
-def engine_of(rule: Rule, **settings) -> SequentialEngine:
-    settings = learner_settings(batch=8, **settings)
-    return make_engine(rule, mlp(0), ["1.0", "2.0"], x=batch_of(0)[0], settings=settings)
-
-
-def distance(e: Tensor, d: Tensor, kind: str) -> Tensor:
-    """R, summed over samples."""
-    if kind == "squared":
-        return ((e - d) ** 2).sum()
-    return 2 * (1 - F.cosine_similarity(e, d, dim=1)).sum()
-
-
-def errors(scores: Tensor, y: Tensor) -> Tensor:
-    """The gradient of the sum of cross-entropies: p - y."""
-    return torch.softmax(scores, 1) - F.one_hot(y, 3)
+from tests.learning.reconciling import DISTANCES, HEAD, MOMENTUM, distance, engine_of, errors
 
 
 @pytest.mark.parametrize("bp_free", [False, True])
@@ -97,9 +68,6 @@ def test_gradients_by_hand(kind, step, warmup, share, bp_free):
         wanted = torch.autograd.grad(loss, [p[f"{k}/{n}"] for n in names])
         names = [f"auxiliary.{n}" if n.startswith("head") else n for n in names]
         assert_close(got[k], dict(zip(names, wanted, strict=True)))
-
-
-HEAD = ("head.linear.weight", "head.linear.bias")
 
 
 @pytest.mark.parametrize("layer", [nn.Identity(), nn.ReLU()])
@@ -176,50 +144,6 @@ def test_two_shards_give_the_gradients_of_one(kind, bp_free):
         assert_close(got[2][k], got[0][k])
 
 
-@pytest.mark.parametrize("scale_free", [True, False])
-def test_gradients_of_zero_have_finite_distances(scale_free):
-    e = torch.zeros(3, 2, 2, dtype=torch.float64)
-    e[2] = 1.0
-    e.requires_grad_()
-    d = torch.zeros(3, 4, dtype=torch.float64)
-    d[1:] = 2.0  # rows: both zero, only e zero, same direction
-    value = gradient_distance(e, d, scale_free)
-    assert value.item() == (0 if scale_free else 4 * 4 + 4)
-    (gradient,) = torch.autograd.grad(value, e)
-    assert torch.isfinite(gradient).all()
-
-
-def test_directions_of_tiny_gradients_are_told_apart():
-    """A well-learned sample has an error near 1e-11, whose fourth power float32 does not have."""
-    e = torch.tensor([[1.0, 0.0]]) * 1e-11
-    for d, expected in (([1.0, 0.0], 0.0), ([0.0, 1.0], 2.0), ([-1.0, 0.0], 4.0)):
-        got = gradient_distance(e, torch.tensor([d]) * 1e-11, scale_free=True)
-        assert got.item() == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("kind", DISTANCES)
-def test_a_head_of_zeros_trains(kind):
-    """Every gradient at a boundary is zero in the first step."""
-    engine = engine_of(Reconciliation(distance=kind, weight=1.0, warmup=0), optimizer=MOMENTUM)
-    for block in engine.blocks[:-1]:
-        for parameter in block.objective.parameters():
-            nn.init.zeros_(parameter)
-    train(engine, range(3), shards_of())
-    for state in snapshot(engine).values():
-        assert all(torch.isfinite(t).all() for t in state.values())
-
-
-def test_a_penalty_that_is_not_finite_is_an_error_before_the_update():
-    engine = engine_of(Reconciliation(distance="squared", weight=1e300, warmup=0))
-    with torch.no_grad():
-        engine.blocks[1].chain.units[0].weight.mul_(1e10)
-        engine.blocks[0].objective.head.linear.weight.mul_(1e10)
-    before = snapshot(engine)
-    with pytest.raises(NonFiniteLossError, match="loss of block 2 is inf"):
-        engine.train_step(0, shards_of())
-    assert_same_state(snapshot(engine), before)
-
-
 def test_a_first_block_with_nothing_to_learn():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     rule = Reconciliation(weight=0.5, warmup=0)
@@ -231,123 +155,6 @@ def test_a_first_block_with_nothing_to_learn():
     expected = gradients_of(local, 0, shards_of())
     assert_close(got[1], expected[1])
     assert (got[2]["1.weight"] - expected[2]["1.weight"]).abs().max() > 1e-6
-
-
-class Attention(nn.Module):
-    """Self-attention over (B, 4), read as two tokens of width 2."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind, self.inner = kind, nn.MultiheadAttention(2, 1, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = x.view(len(x), 2, 2)
-        if self.kind == "function":
-            query = self.inner.out_proj(tokens)
-            tokens = F.scaled_dot_product_attention(query, tokens, tokens)
-        else:
-            tokens, _ = self.inner(tokens, tokens, tokens, need_weights=self.kind == "weights")
-        return tokens.flatten(1)
-
-
-@pytest.mark.parametrize("attention", ["function", "module", "weights"])
-def test_attention_is_differentiated_twice(attention):
-    """The fused kernels cannot; the plain ones give the gradient of attention written out."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), Attention(attention), nn.Linear(4, 3))
-    rule = Reconciliation(weight=0.5, warmup=0, distance="squared")
-    x, y = batch_of(0)
-    settings = learner_settings(batch=8)
-    engine = make_engine(rule, model, ["1", "2"], x=x, settings=settings)
-    check_program(engine.program, split(units_of(model), ["1", "2"]), x.float())
-    (first, head1), (second, head2), _ = parts_of(engine)
-    got = gradients_of(engine, 0, shards_of())[2]
-    module = second.units[0].inner
-    h1 = first(x).detach().requires_grad_()
-    d = errors(head1(h1), y) @ head1.linear.weight
-    tokens = h1.view(8, 2, 2)
-    if attention == "function":
-        q, k, v = module.out_proj(tokens), tokens, tokens
-    else:
-        q, k, v = (tokens @ module.in_proj_weight.T + module.in_proj_bias).chunk(3, -1)
-    mixed = torch.softmax(q @ k.transpose(1, 2) / 2**0.5, -1) @ v
-    h2 = (mixed if attention == "function" else module.out_proj(mixed)).flatten(1)
-    loss = F.cross_entropy(head2(h2), y, reduction="sum")
-    (e,) = torch.autograd.grad(loss, h1, create_graph=True)
-    total = (loss + 0.5 * distance(e, d, "squared")) / 8
-    (expected,) = torch.autograd.grad(total, module.out_proj.weight)
-    torch.testing.assert_close(got["1.inner.out_proj.weight"], expected)
-
-
-class Once(torch.autograd.Function):
-    """The identity, whose backward cannot be differentiated."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient.clone()
-
-
-class OnceOnly(nn.Linear):
-    """A linear layer behind `Once`."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(Once.apply(input))
-
-
-@pytest.mark.parametrize("bp_free", [False, True])
-def test_a_layer_without_second_derivative_is_refused(bp_free):
-    """Autograd alone would train on, without the penalty's gradient in part of the block."""
-    model = nn.Sequential(OnceOnly(4, 4), nn.Linear(4, 4), OnceOnly(4, 4), nn.Linear(4, 3))
-    blocks, x = split(units_of(model), ["1", "3"]), batch_of(0)[0].float()
-    program = Program(
-        Reconciliation(bp_free=bp_free), learner_settings(batch=8), ((4,), (4,), (3,)), 3
-    )
-    with pytest.raises(UserError) as caught:  # block 1 has no penalty
-        check_program(program, blocks, x)
-    assert str(caught.value) == (
-        "rule.kind = reconcile differentiates block 2 twice, which fails (a custom autograd "
-        "function is differentiable only once): use layers whose gradient is differentiable, or "
-        "another rule"
-    )
-    check_program(replace(program, rule=Local()), blocks, x)
-
-
-def test_the_check_leaves_the_network_as_it_is():
-    blocks = split(units_of(convnet(0)), ["1", "2.1"])
-    before = {n: t.clone() for b in blocks for u in b for n, t in _state(u).items()}
-    shapes = ((4, 4, 4), (64,), (3,))
-    program = Program(Reconciliation(), learner_settings(batch=8), shapes, 3)
-    check_program(program, blocks, batch_of(0, shape=(2, 4, 4))[0].float())
-    assert_same_bits({n: t for b in blocks for u in b for n, t in _state(u).items()}, before)
-    assert not any(p.grad is not None for b in blocks for u in b for p in u.module.parameters())
-
-
-def _state(unit) -> dict[str, Tensor]:
-    return {f"{unit.name}.{n}": t for n, t in unit.module.state_dict().items()}
-
-
-@pytest.mark.parametrize("bp_free", [False, True])
-@pytest.mark.parametrize("kind", DISTANCES)
-def test_bfloat16_is_finite(kind, bp_free):
-    rule = Reconciliation(distance=kind, weight=0.5, warmup=0, bp_free=bp_free)
-    settings = learner_settings(
-        batch=8, optimizer=MOMENTUM, precision=PrecisionSettings(compute="bfloat16")
-    )
-    model, x = convnet(0), batch_of(0, shape=(2, 4, 4))[0]
-    engine = make_engine(rule, model, ["1", "2.1"], x=x, settings=settings)
-
-    def shard_of(step: int, shard: int) -> tuple[Tensor, Tensor]:
-        x, y = batch_of(step, shape=(2, 4, 4))
-        return x.float(), y
-
-    train(engine, range(5), shard_of)
-    for state in snapshot(engine).values():
-        assert all(torch.isfinite(t).all() for t in state.values())
 
 
 @pytest.mark.parametrize("shards", [1, 2])

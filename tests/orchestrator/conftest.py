@@ -1,8 +1,9 @@
-"""Engines with lanes, for tests."""
+"""Run directories, and engines with lanes, for tests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,10 @@ from orchestrator.engine import RayEngine
 from orchestrator.lane_settings import LaneSettings
 from orchestrator.program import SourcePlace
 from orchestrator.recovery import RecoverySettings
+from orchestrator.rundir import RunDirectory
 from tests.orchestrator.engines import CPUS, EVALUATION_BATCH, Case, eventually, free_cpus
 from tests.orchestrator.processes import Processes
+from tests.orchestrator.runs import PLAN
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +24,14 @@ def processes(ray_cluster: None) -> Iterator[Processes]:
     shared = Processes()
     yield shared
     shared.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[RunDirectory]:
+    """A run directory whose lock this process holds."""
+    directory = RunDirectory.create(tmp_path / "run", config={}, version={}, plan=PLAN)
+    with directory.lock():
+        yield directory
 
 
 @pytest.fixture

@@ -33,7 +33,8 @@ from orchestrator.chain import Chain, SourcePlace, Transport
 from orchestrator.engine import RayEngine
 from orchestrator.events import Changed, Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.inline import InlineEngine
-from orchestrator.plan import BlocksSettings, Plan, make_plan
+from orchestrator.plan import Plan
+from orchestrator.planning import BlocksSettings, make_plan
 from orchestrator.program import Calendar
 from orchestrator.recovery import RecoverySettings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from orchestrator.lines import read_lines
@@ -21,6 +22,15 @@ PLAN = Plan(
         ),
     )
 )
+
+
+CONFIG = {"rule": {"kind": "bll", "lr": 1e-08, "betas": (0.9, 0.5)}, "name": "1e-3", "é": None}
+PLAIN = {"rule": {"kind": "bll", "lr": 1e-08, "betas": [0.9, 0.5]}, "name": "1e-3", "é": None}
+"""CONFIG as it is read back."""
+
+
+def make(path: Path) -> RunDirectory:
+    return RunDirectory.create(path, config=CONFIG, version={"torch": "2"}, plan=PLAN)
 
 
 def spans_of(run: RunDirectory) -> list[dict[str, Any]]:

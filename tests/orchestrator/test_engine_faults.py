@@ -22,7 +22,7 @@ from orchestrator.chain import Chain, SourcePlace, Transport
 from orchestrator.engine import RayEngine
 from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.losses import ActorLostError
-from orchestrator.placement import Placement
+from orchestrator.placement_groups import Placement
 from orchestrator.program import Calendar
 from tests.orchestrator.engines import (
     CPUS,

@@ -15,7 +15,8 @@ from learning.errors import UserError
 from learning.learners.feedback import FeedbackSettings
 from learning.rules import BLL
 from orchestrator.chain import Chain
-from orchestrator.placement import Placement, ResourceSettings, check_fit, even_cpus, free_resources
+from orchestrator.placement import ResourceSettings, check_fit, even_cpus, free_resources
+from orchestrator.placement_groups import Placement
 from orchestrator.plan import BlockPlan, Plan
 from tests.orchestrator.engines import (
     CPUS,
@@ -194,7 +195,7 @@ def test_counts_that_stay_behind_are_said(
     reserved = Placement.now(plan)
     assert caplog.text == ""
     with monkeypatch.context() as patch:
-        patch.setattr("orchestrator.placement.COUNTING_SECONDS", 0.0)
+        patch.setattr("orchestrator.placement_groups.COUNTING_SECONDS", 0.0)
         reserved.remove()
     assert "still counted with this run's placement groups after 0 s" in caplog.text
     reserved._wait_counted(False)  # leave the cluster as the next test expects it

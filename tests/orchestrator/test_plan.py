@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from learning.errors import UserError
 from learning.units import Unit, units_of
-from orchestrator.plan import BlockPlan, BlocksSettings, Plan, human_bytes, make_plan
+from orchestrator.plan import BlockPlan, Plan, human_bytes
+from orchestrator.planning import BlocksSettings, make_plan
 
 X = torch.zeros(16, 8)
 

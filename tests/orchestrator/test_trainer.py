@@ -2,118 +2,34 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
-import sys
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from actors.operations import Span
-from learning.data import AugmentSettings, Batches, arrays_dataset
 from learning.errors import NonFiniteLossError, UserError
-from orchestrator.events import (
-    Evaluated,
-    Event,
-    Kept,
-    Metrics,
-    SnapshotTaken,
-    StepDone,
-    Worked,
-)
-from orchestrator.files import Chunk
+from orchestrator.events import Evaluated, Worked
 from orchestrator.incidents import Incident
 from orchestrator.program import Calendar
 from orchestrator.rundir import RunDirectory
-from orchestrator.storage import LocalStorage, StorageError
-from orchestrator.trainer import Observer, Schedule, Trainer
+from orchestrator.trainer import Observer, Trainer
 from tests.orchestrator.engines import Case, inline_engine, snapshot_of, told
-from tests.orchestrator.runs import PLAN, spans_of
-
-RULE = {"kind": "local"}
-
+from tests.orchestrator.recording import (
+    RULE,
+    Recorder,
+    Scripted,
+    checkpointed,
+    snapshot,
+    step_done,
+    train,
+    trainer,
+    validated,
+)
+from tests.orchestrator.runs import spans_of
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[RunDirectory]:
-    directory = RunDirectory.create(tmp_path / "run", config={}, version={}, plan=PLAN)
-    with directory.lock():
-        yield directory
-
-
-class Scripted:
-    """An engine that tells what it is given, and then raises what it is given."""
-
-    def __init__(self, events: Iterable[Event], error: BaseException | None = None) -> None:
-        self.events, self.error = events, error
-
-    def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
-        raise AssertionError("the trainer loads nothing")
-
-    def train(self, steps: range, calendar: Calendar, kept: Kept | None = None) -> Iterator[Event]:
-        yield from self.events
-        if self.error is not None:
-            raise self.error
-
-    def close(self) -> None:
-        raise AssertionError("who made the engine closes it")
-
-
-class Recorder(Observer):
-    """An observer that writes down what it hears."""
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[object, ...]] = []
-
-    def stepped(self, step: int, metrics: Metrics) -> None:
-        self.heard.append(("stepped", step, metrics))
-
-    def evaluated(self, step: int, split: str, metrics: Metrics) -> None:
-        self.heard.append(("evaluated", step, split, metrics))
-
-    def recovered(self, incident: Incident) -> None:
-        self.heard.append(("recovered", incident.number))
-
-    def worked(self, actor: str, spans: Sequence[Span]) -> None:
-        self.heard.append(("worked", actor, list(spans)))
-
-
-def trainer(run: RunDirectory, *observers: Recorder) -> Trainer:
-    return Trainer(run, run.checkpoints, "0123", RULE, "block2", observers)
-
-
-def train(run: RunDirectory, events: Sequence[Event], error: BaseException | None = None) -> None:
-    trainer(run).train(Scripted(events, error), range(100), Calendar())
-
-
-def step_done(step: int) -> StepDone:
-    return StepDone(step, {"block1": {"loss": 2.0 + step, "accuracy": 0.25}, "block2": {}})
-
-
-def validated(step: int, accuracy: float, loss: float = 1.0) -> Evaluated:
-    other = {"loss": 1.0, "accuracy": 0.99}  # of block 1, which must not matter
-    mine = {"loss": loss, "accuracy": accuracy}
-    return Evaluated(step, "validation", {"block1": other, "block2": mine})
-
-
-def snapshot(step: int, value: float | None = None) -> SnapshotTaken:
-    weight = torch.full((3,), float(step) if value is None else value)
-    return SnapshotTaken(
-        step, {"block1": {"model.w": weight}, "block2": {"model.n": torch.tensor(1)}}
-    )
-
-
-def checkpointed(step: int, accuracy: float) -> list[Event]:
-    return [step_done(step), validated(step, accuracy), snapshot(step)]
 
 
 def test_every_event_leaves_its_record(run: RunDirectory) -> None:
@@ -150,113 +66,6 @@ def test_checkpoints_count_finished_steps_and_hold_what_they_were_told(run: RunD
     assert (checkpoint.plan_hash, checkpoint.rule) == ("0123", RULE)
     assert checkpoint.metrics == {"validation/accuracy": 0.5}
     assert torch.equal(checkpoint.state["block1"]["model.w"], torch.full((3,), 9.0))
-
-
-def test_a_full_disk_costs_one_checkpoint_and_not_the_run(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    fails_at = {"step-00000020"}
-    write = LocalStorage.write
-
-    def full(storage: LocalStorage, name: str, chunks: Iterable[Chunk], size: int) -> None:
-        if name.split("/")[0] in fails_at:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(storage, name, chunks, size)
-
-    monkeypatch.setattr(LocalStorage, "write", full)
-    recorder = Recorder()
-    events = [e for step in (9, 19, 29) for e in checkpointed(step, 0.5)]
-    trainer(run, recorder).train(Scripted(events), range(100), Calendar())
-    assert run.checkpoints.steps() == [10, 30] and run.state.steps == 30
-    assert "cannot write checkpoint 20" in caplog.text and "No space left" in caplog.text
-    assert recorder.heard.count(("recovered", 0)) == 1
-    (line,) = (run.path / "incidents.jsonl").read_text().splitlines()
-    assert json.loads(line)["action"] == "the run went on without this checkpoint"
-    fails_at.add("step-00000040")
-    with pytest.raises(StorageError, match="cannot write checkpoint 40"):  # the run's last
-        trainer(run).train(Scripted(checkpointed(39, 0.5)), range(30, 40), Calendar())
-    assert run.checkpoints.last == 30
-
-
-@pytest.fixture
-def go(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Lets the storage go on; until then it is slow."""
-    write, go = LocalStorage.write, threading.Event()
-
-    def slow(storage: LocalStorage, name: str, chunks: Iterable[Chunk], size: int) -> None:
-        assert go.wait(30)
-        if sys.platform == "linux":
-            assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 19
-        write(storage, name, chunks, size)
-
-    monkeypatch.setattr(LocalStorage, "write", slow)
-    return go
-
-
-def test_training_goes_on_while_a_snapshot_is_written_and_the_next_one_waits(
-    run: RunDirectory, go: threading.Event
-) -> None:
-    def events() -> Iterator[Event]:
-        yield snapshot(0)
-        yield step_done(1)
-        assert run.checkpoints.last is None
-        go.set()
-        yield snapshot(1)
-        assert run.checkpoints.last is not None
-
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    trainer(run).train(Scripted(events()), range(100), Calendar())
-    assert run.checkpoints.steps() == [1, 2] and run.state.steps == 2
-    assert os.getpriority(os.PRIO_PROCESS, 0) == before
-
-
-class Waiting(Recorder):
-    """Hears of each checkpoint before anything later."""
-
-    waits_for_saved = True
-
-    def saved(self, steps: int) -> None:
-        self.heard.append(("saved", steps))
-
-
-def test_training_waits_for_checkpoints_where_an_observer_does(run: RunDirectory) -> None:
-    waiting = Waiting()
-    events = [snapshot(0), step_done(1), validated(1, 0.5), snapshot(1), step_done(2)]
-    trainer(run, waiting).train(Scripted(events), range(100), Calendar())
-    order = [heard[:2] for heard in waiting.heard]
-    assert order == [("saved", 1), ("stepped", 1), ("evaluated", 1), ("saved", 2), ("stepped", 2)]
-
-
-def test_what_is_being_written_is_waited_for_before_anything_is_restored(
-    run: RunDirectory, go: threading.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mine, restored = trainer(run), list[int]()
-    finish = mine._finish_writing
-
-    def finishing() -> None:
-        go.set()
-        finish()
-
-    def events() -> Iterator[Event]:
-        yield snapshot(4)
-        monkeypatch.setattr(mine, "_finish_writing", finishing)
-        restored.append(mine.restore(9)[0])
-
-    mine.train(Scripted(events()), range(100), Calendar())
-    assert restored == [5]
-
-
-def test_a_snapshot_that_is_being_written_when_the_run_ends_is_whole(
-    run: RunDirectory, go: threading.Event
-) -> None:
-    def events() -> Iterator[Event]:
-        yield snapshot(4)
-        go.set()
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        trainer(run).train(Scripted(events()), range(100), Calendar())
-    assert run.checkpoints.last == run.state.steps == 5 and run.checkpoints.load(5)
 
 
 @pytest.mark.parametrize(
@@ -322,52 +131,12 @@ def test_weights_or_losses_that_are_not_finite_replace_no_checkpoint(
     assert run.checkpoints.last == run.checkpoints.best == 1
 
 
-def batches(validation: float) -> Batches:
-    x, y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 2
-    data = arrays_dataset(x, y, x[:30], y[:30], validation=validation)
-    return Batches(data, seed=0, batch=4, augment=AugmentSettings())
-
-
-def test_calendar_validates_every_so_often_and_tests_at_the_end_only() -> None:
-    calendar = Schedule(steps=9, evaluate_every=3).calendar(batches(0.25), 8)
-    assert calendar.evaluations == {
-        2: ("validation",),
-        5: ("validation",),
-        8: ("validation", "test"),
-    }
-    assert calendar.snapshots == {2, 5, 8}
-    assert calendar.evaluation_batches == {"validation": 2, "test": 4}
-
-
-@pytest.mark.parametrize(
-    ("steps", "every", "after"),
-    [(10, 3, [2, 5, 8, 9]), (1, 1, [0]), (1, 100, [0]), (4, 1, [0, 1, 2, 3]), (5, 5, [4])],
-)
-def test_last_step_is_always_evaluated_and_saved(steps: int, every: int, after: list[int]) -> None:
-    calendar = Schedule(steps, every).calendar(batches(0.25), 8)
-    assert sorted(calendar.evaluations) == sorted(calendar.snapshots) == after
-    tested = [step for step, splits in calendar.evaluations.items() if "test" in splits]
-    assert tested == [steps - 1]
-
-
-def test_checkpoints_between_evaluations() -> None:
-    calendar = Schedule(10, 4, checkpoint_every=3).calendar(batches(0.25), 8)
-    assert sorted(calendar.evaluations) == [3, 7, 9]
-    assert sorted(calendar.snapshots) == [2, 3, 5, 7, 8, 9]
-
-
 def test_keep_is_the_number_of_the_newest(run: RunDirectory) -> None:
     observers: list[Observer] = []
     events = [event for step in range(5) for event in (step_done(step), snapshot(step))]
     trainer = Trainer(run, run.checkpoints, "0123", RULE, "block2", observers, keep=3)
     trainer.train(Scripted(events), range(5), Calendar())
     assert run.checkpoints.steps() == [3, 4, 5]
-
-
-def test_empty_validation_split_is_not_evaluated() -> None:
-    calendar = Schedule(4, 2).calendar(batches(0.0), 8)
-    assert calendar.evaluations == {1: (), 3: ("test",)}
-    assert calendar.snapshots == {1, 3}
 
 
 def test_a_real_engine_is_recorded_whole_and_its_checkpoint_resumes(run: RunDirectory) -> None:
@@ -387,33 +156,6 @@ def test_a_real_engine_is_recorded_whole_and_its_checkpoint_resumes(run: RunDire
     expected, saved = snapshot_of(events, 8).state, run.checkpoints.load(9).state
     for learner, tensors in expected.items():
         assert all(torch.equal(saved[learner][name], t) for name, t in tensors.items())
-
-
-def test_what_is_restored_is_the_last_checkpoint_that_is_whole(
-    run: RunDirectory, caplog: pytest.LogCaptureFixture
-) -> None:
-    for step in (4, 6, 8):
-        state = {"block1": {"model.w": torch.full((2,), float(step))}}
-        run.checkpoints.save(step, state, plan_hash="0123", rule=RULE, metrics=None)
-    mine = trainer(run)
-    assert mine.restore(9) == (0, None)  # none is marked: they are of another past
-    run.checkpoints.mark(last=6)
-    assert mine.restore(9)[0] == 6
-    assert mine.restore(5)[0] == 4
-    assert mine.restore(3) == (0, None)
-    (file,) = (run.path / "checkpoints").glob("step-00000006*/*.safetensors")
-    file.write_bytes(file.read_bytes()[:-1])
-    step, restored = mine.restore(9)
-    assert step == 4 and restored is not None
-    assert torch.equal(restored["block1"]["model.w"], torch.full((2,), 4.0))
-    assert "checkpoint 6 is skipped" in caplog.text
-
-
-def test_a_run_that_began_at_a_checkpoint_has_no_other_start(run: RunDirectory) -> None:
-    mine = trainer(run)
-    mine.train(Scripted([]), range(10, 20), Calendar())
-    with pytest.raises(UserError, match="no checkpoint of .* up to step 15 is whole"):
-        mine.restore(15)
 
 
 def test_incidents_are_written_down_and_told(run: RunDirectory) -> None:

@@ -1,0 +1,80 @@
+"""Commands that read a run: `blocklocal eval|export|timeline|track`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from blocklocal import sending
+from blocklocal.commands.terminal import say
+from blocklocal.inference import evaluate_model, load_run
+from learning.errors import UserError
+from orchestrator.rundir import RunDirectory
+from orchestrator.tensors import export as export_state
+from orchestrator.trace import concurrency, idle_shares, read_spans, write_trace
+
+Which = Annotated[
+    str | None, Parameter(help="best, last or a step; by default best where there is one")
+]
+
+
+def eval_command(
+    run: Path,
+    *,
+    split: str = "test",
+    checkpoint: Which = None,
+) -> None:
+    """Evaluate a run's checkpoint (`best`, `last` or a step) on a split, as one plain module."""
+    directory = RunDirectory.open(run)
+    step = _step(directory, checkpoint)
+    config, dataset, model = load_run(directory, step)
+    loss, accuracy = evaluate_model(model, dataset, split, config)
+    say(f"step {step}  {split} accuracy {accuracy:.4%}  loss {loss:.6f}")
+
+
+def export_command(run: Path, output: Path, *, checkpoint: Which = None) -> None:
+    """Write a checkpoint as one safetensors state_dict of the original module."""
+    directory = RunDirectory.open(run)
+    step = _step(directory, checkpoint)
+    export_state(directory.checkpoints.load(step).state, output)
+    say(f"wrote {output} (step {step})")
+
+
+def _step(run: RunDirectory, checkpoint: str | None) -> int:
+    """The step of a checkpoint; without validation rows no checkpoint is the best one."""
+    which = checkpoint or ("last" if run.checkpoints.best is None else "best")
+    return run.checkpoints.resolve(which)
+
+
+def timeline_command(run: Path) -> None:
+    """Write a run's timeline: trace.json for Perfetto, and timeline.png."""
+    from orchestrator.timeline import draw  # here, as in `compare`: training does without pictures
+
+    directory = RunDirectory.open(run)
+    spans = read_spans(directory.path / "spans.jsonl")
+    if not spans:
+        raise UserError(f"{run} has no spans yet: train at least one step")
+    write_trace(spans, directory.path / "trace.json")
+    draw(spans, directory.path / "timeline.png")
+    together = concurrency(spans)
+    say(f"wrote {directory.path / 'trace.json'} and timeline.png")
+    for actor, idle in idle_shares(spans).items():
+        say(f"  {actor}: idle {idle:.0%}")
+    say(
+        f"  two or more blocks at work {together.share:.0%} of the time, "
+        f"up to {together.steps_apart} steps apart"
+    )
+
+
+def track_command(
+    run: Path,
+    *,
+    uri: Annotated[str | None, Parameter(help="of MLflow, instead of the run's")] = None,
+) -> None:
+    """Send MLflow what waits in a run's or a sweep's directory since MLflow did not answer."""
+    sent, refused = sending.send(run, uri)
+    say(f"sent {sent} records to MLflow" if sent else f"nothing in {run} waits for MLflow")
+    if refused is not None:
+        say(f"MLflow has refused some records: they are in {refused}")
