@@ -21,7 +21,7 @@ from tuning.outcome import is_enough
 from tuning.records import Outcome, read_evaluations, read_lineage
 from tuning.schedulers import make_scheduler
 from tuning.searchers import Points, make_search, mutated
-from tuning.settings import SweepSettings
+from tuning.settings import Mode, SweepSettings
 from tuning.space import Space
 from tuning.trial import FAILED, LIKE, NUMBER, RUN, STEP, Job, Runner, SweepTrial, values_of
 from tuning.trial_tracking import Tracking
@@ -203,7 +203,8 @@ class Enough(Stopper):
     """Ends a sweep when its metric is good enough, or its time is over."""
 
     def __init__(self, settings: SweepSettings) -> None:
-        self._metric, self._mode = settings.metric, settings.better
+        self._metric = settings.metric
+        self._mode: Mode = settings.better
         self._value, self._minutes = settings.stop.value, settings.stop.minutes
         self._began = time.monotonic()
         self.reached = False
