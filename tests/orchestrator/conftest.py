@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.chain import Chain, Transport
+from orchestrator.chain import Transport
 from orchestrator.engine import RayEngine
 from orchestrator.lane_settings import LaneSettings
 from orchestrator.program import SourcePlace
 from orchestrator.recovery import RecoverySettings
 from orchestrator.rundir import RunDirectory
-from tests.orchestrator.engines import CPUS, EVALUATION_BATCH, Case, eventually, free_cpus
+from tests.orchestrator.engines import CPUS, Case, eventually, free_cpus, start_chain
 from tests.orchestrator.processes import Processes
 from tests.orchestrator.runs import PLAN
 
@@ -47,21 +47,7 @@ def start_lanes() -> Iterator[Callable[..., RayEngine]]:
         source: SourcePlace = "block1",
         recovery: RecoverySettings | None = None,
     ) -> RayEngine:
-        program, plan, blocks = case.build()
-        chain = Chain(
-            program,
-            plan,
-            blocks,
-            case.data,
-            case.augment,
-            evaluation_batch=EVALUATION_BATCH,
-            threads=1,
-            window=2,
-            transport=transport,
-            source=source,
-            lanes=least,
-            grows=True,
-        )
+        chain = start_chain(case, 2, transport, source, lanes=least, grows=True)
         settings = LaneSettings(min=least, max=most)
         engines.append(RayEngine(chain, recovery, settings))
         return engines[-1]

@@ -110,6 +110,33 @@ class Case:
         return replace(self, seed=seed)
 
 
+def start_chain(
+    case: Case,
+    window: int = 2,
+    transport: Transport = "object_store",
+    source: SourcePlace = "block1",
+    *,
+    lanes: int = 1,
+    grows: bool = False,
+) -> Chain:
+    """The actors of a case."""
+    program, plan, blocks = case.build()
+    return Chain(
+        program,
+        plan,
+        blocks,
+        case.data,
+        case.augment,
+        evaluation_batch=EVALUATION_BATCH,
+        threads=1,
+        window=window,
+        transport=transport,
+        source=source,
+        lanes=lanes,
+        grows=grows,
+    )
+
+
 def start_ray(
     case: Case,
     window: int = 2,
@@ -118,22 +145,7 @@ def start_ray(
     recovery: RecoverySettings | None = None,
 ) -> RayEngine:
     """A Ray engine for a case."""
-    program, plan, blocks = case.build()
-    return RayEngine(
-        Chain(
-            program,
-            plan,
-            blocks,
-            case.data,
-            case.augment,
-            evaluation_batch=EVALUATION_BATCH,
-            threads=1,
-            window=window,
-            transport=transport,
-            source=source,
-        ),
-        recovery,
-    )
+    return RayEngine(start_chain(case, window, transport, source), recovery)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from orchestrator.engine import RayEngine
 from orchestrator.lane import cast
 from orchestrator.program import SourcePlace
 from orchestrator.recovery import RecoverySettings
-from tests.orchestrator.engines import EVALUATION_BATCH, Case
+from tests.orchestrator.engines import EVALUATION_BATCH, Case, start_chain
 
 CPUS = 0.25  # of each block
 HELD = 16  # messages of a channel at most, in all cases: window times shards
@@ -43,25 +43,15 @@ class Processes:
         recovery: RecoverySettings | None = None,
     ) -> Iterator[RayEngine]:
         """An engine for a case, of processes that served others before where there are some."""
-        program, plan, _ = replace(case, cpus=CPUS).build()
+        own = replace(case, cpus=CPUS)
+        program, _, _ = own.build()
         assert window * case.shards <= HELD
         shape = program.blocks, program.feedback_modules, source
         chain = self._chains.pop(shape, None)
         if chain is None:
-            _, _, blocks = case.build()
-            chain = Chain(
-                program,
-                plan,
-                blocks,
-                case.data,
-                case.augment,
-                evaluation_batch=EVALUATION_BATCH,
-                threads=1,
-                window=HELD // case.shards,
-                source=source,
-            )
+            chain = start_chain(own, HELD // case.shards, source=source)
         try:
-            recast(chain, case, window, transport, source)
+            recast(chain, own, window, transport, source)
             engine = RayEngine(chain, recovery)
             yield engine
         except BaseException:  # who knows what the actors are at
@@ -80,7 +70,7 @@ def recast(
     chain: Chain, case: Case, window: int, transport: Transport, source: SourcePlace
 ) -> None:
     """Make the actors of a chain into those of a case, all learners built anew."""
-    program, plan, blocks = replace(case, cpus=CPUS).build()
+    program, plan, blocks = case.build()
     chain.program, chain.plan, chain.transport = program, plan, transport
     chain._messages = window * program.settings.shards
     batches = BatchSettings(case.data, case.augment, EVALUATION_BATCH)
