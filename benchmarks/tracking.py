@@ -35,8 +35,9 @@ from benchmarks.reach import BATCH, CLASSES, WIDTH, Waiting
 from benchmarks.survival import keep
 from blocklocal import arrays_dataset
 from blocklocal.clusters import cluster
-from blocklocal.config import RunConfig, dotted, make_config
+from blocklocal.config import RunConfig, make_config
 from blocklocal.preparation import prepare
+from blocklocal.sweep_tracked import parameters_of
 from blocklocal.training import train
 from orchestrator.trainer import Observer
 from tuning.sweep_tracking import SweepTracker
@@ -116,7 +117,7 @@ def sweep(trials: int, steps: int, listings: int) -> dict[str, Any]:
     """Write a sweep to a SQLite file and list it; seconds of both."""
     from mlflow.tracking import MlflowClient
 
-    parameters = dotted(make_config({}))
+    parameters = parameters_of(make_config({}))
     blocks = range(1, BLOCKS + 1)
     names = [f"train/block{k}/{what}" for k in blocks for what in ("loss", "accuracy")]
     with tempfile.TemporaryDirectory() as directory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from blocklocal.config import RunConfig, dotted, make_config
 from blocklocal.inference import load_run
@@ -65,7 +66,20 @@ def _describe(path: Path) -> Description:
         "plan": run.plan.hash(),
         "commit": str(code_version()["git_commit"]),
     }
-    return Description(dotted(config), tags, tuple(files_of(run)))
+    return Description(parameters_of(config), tags, tuple(files_of(run)))
+
+
+def parameters_of(config: RunConfig) -> dict[str, Any]:
+    """What is set in a trial by dotted key: the parent run has where it is written and tracked.
+
+    MLflow reads every parameter of every trial of a list, so that each counts.
+    """
+    elsewhere = ("run.", "checkpoints.", "tracking.")
+    return {
+        key: value
+        for key, value in dotted(config).items()
+        if value is not None and not key.startswith(elsewhere)
+    }
 
 
 def track_best(tracking: Tracking, best: Outcome, name: str) -> None:

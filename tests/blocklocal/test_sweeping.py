@@ -127,6 +127,8 @@ def test_mlflow_has_a_run_for_each_trial_inside_that_of_the_sweep(
         assert run.data.tags["rule"] == "local" and len(run.data.tags["plan"]) == 16
         assert run.info.status == "FINISHED"
         assert float(run.data.params["optimizer.lr"]) == float(row["optimizer.lr"])
+        assert run.data.params["training.steps"] == "24"
+        assert "tracking.uri" not in run.data.params and "tracking.uri" in parent.data.params
         loss = client.get_metric_history(run.info.run_id, "validation/block1/loss")
         assert [m.step for m in loss] == [6, 12, 18, 24]
         files = {a.path for a in client.list_artifacts(run.info.run_id)}
