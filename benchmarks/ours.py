@@ -8,9 +8,9 @@ from actors.operations import Span
 from benchmarks.measuring import Sample, cpu_seconds
 from benchmarks.workloads import Workload, configuration, prepared
 from blocklocal.config import RunConfig
+from blocklocal.engines import engine_of
 from learning.messages import block_name
-from orchestrator.chain import Chain, SourcePlace, Transport
-from orchestrator.engine import RayEngine
+from orchestrator.chain import SourcePlace, Transport
 from orchestrator.events import StepDone, Worked
 from orchestrator.program import Calendar
 
@@ -65,20 +65,7 @@ def _train(
     That part begins with the first report after the warm-up; a short run may end before it.
     """
     ready = prepared(workload, config)
-    engine = RayEngine(
-        Chain(
-            ready.program,
-            ready.plan,
-            ready.plan.units_of_blocks(ready.units),
-            ready.dataset,
-            config.data.augment,
-            evaluation_batch=workload.batch,
-            threads=ready.threads,
-            window=config.engine.window,
-            transport=config.engine.transport,
-            source=ready.source,
-        )
-    )
+    engine = engine_of(ready)
     spans: dict[str, list[Span]] = {}
     looks: list[tuple[int, dict[str, float]]] = []
     try:

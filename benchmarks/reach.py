@@ -32,9 +32,8 @@ from benchmarks import records
 from blocklocal import arrays_dataset
 from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, make_config
+from blocklocal.engines import engine_of
 from blocklocal.preparation import prepare
-from orchestrator.chain import Chain
-from orchestrator.engine import RayEngine
 from orchestrator.events import Worked
 from orchestrator.program import Calendar
 
@@ -85,7 +84,11 @@ def configuration(blocks: int, rule: dict[str, Any], steps: int) -> RunConfig:
             "rule": rule,
             "optimizer": {"kind": "sgd", "lr": 0.01},
             "training": {"steps": steps, "batch": BATCH},
-            "engine": {"resources": {"threads": 1, "cpus": 0.1}},
+            "engine": {
+                "resources": {"threads": 1, "cpus": 0.1},
+                "source": "block1",
+                "window": 3,
+            },
             "tracking": {"enabled": False},
         }
     )
@@ -98,18 +101,7 @@ def step_ms(blocks: int, rule: dict[str, Any], grain: float, steps: int) -> floa
     x = np.random.default_rng(0).standard_normal((64, WIDTH), dtype=np.float32)
     data = arrays_dataset(x, np.arange(64) % CLASSES, x, np.arange(64) % CLASSES, validation=0)
     ready = prepare(configuration(blocks, rule, steps), model=model, dataset=data)
-    engine = RayEngine(
-        Chain(
-            ready.program,
-            ready.plan,
-            ready.plan.units_of_blocks(ready.units),
-            ready.dataset,
-            ready.config.data.augment,
-            evaluation_batch=BATCH,
-            threads=1,
-            window=3,
-        )
-    )
+    engine = engine_of(ready)
     updates = []
     try:
         for event in engine.train(range(steps), Calendar()):

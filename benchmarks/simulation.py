@@ -109,7 +109,7 @@ def one(case: Case, machine: ClusterDescription, steps: int, tiny: bool) -> dict
     )
     return {
         "predicted": predicted.steps_per_second,
-        "measured": rate(run(ready, config), case.blocks, warmup),
+        "measured": rate(run(ready), case.blocks, warmup),
     }
 
 

@@ -28,7 +28,7 @@ from benchmarks.measuring import cpu_seconds
 from benchmarks.simulation_cores import fit_cores
 from benchmarks.simulation_runs import run
 from blocklocal import arrays_dataset
-from blocklocal.config import RunConfig, make_config
+from blocklocal.config import make_config
 from blocklocal.preparation import Prepared, prepare
 from orchestrator.clusters import ClusterDescription, MessageSettings, PathSettings
 from orchestrator.costs import measure_costs
@@ -51,7 +51,7 @@ class _Scale(nn.Module):
         return x * self.weight
 
 
-def _thin(features: int, steps: int) -> tuple[RunConfig, Prepared]:
+def _thin(features: int, steps: int) -> Prepared:
     """Two blocks that send much and do little."""
     first, second, head = _Scale(), _Scale(), nn.Sequential(nn.Unflatten(1, (CLASSES, -1)), _Mean())
     layers: OrderedDict[str, nn.Module] = OrderedDict(a=first, b=second, head=head)
@@ -69,7 +69,7 @@ def _thin(features: int, steps: int) -> tuple[RunConfig, Prepared]:
             "tracking": {"enabled": False},
         }
     )
-    return config, prepare(config, model=nn.Sequential(layers), dataset=data)
+    return prepare(config, model=nn.Sequential(layers), dataset=data)
 
 
 class _Mean(nn.Module):
@@ -104,10 +104,10 @@ def _with_messages(machine: ClusterDescription, steps: int) -> ClusterDescriptio
     between: list[float] = []
     sizes: list[int] = []
     for features in SIZES:
-        config, ready = _thin(features, WARMUP + steps)
+        ready = _thin(features, WARMUP + steps)
         blocks = ready.plan.units_of_blocks(ready.units)
         costs = measure_costs(ready.program, blocks, ready.batches, threads=1, repeats=20)
-        spans = run(ready, config)
+        spans = run(ready)
         one, two = ([s for s in spans[f"block{k}"] if s.step >= WARMUP] for k in (1, 2))
         forwards = [s for s in one if s.kind == Kind.FORWARD]
         work = statistics.median(map(_work, forwards))

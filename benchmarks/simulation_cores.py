@@ -104,7 +104,7 @@ def _measure(rule: str, workload: Workload, steps: int) -> Measured:
     units = ready.plan.units_of_blocks(ready.units)
     costs = measure_costs(ready.program, units, ready.batches, threads=1, repeats=15)
     predict = partial(_predicted, ready.program, costs)
-    return Measured(predict, rate(run(ready, config), workload.blocks, WARMUP))
+    return Measured(predict, rate(run(ready), workload.blocks, WARMUP))
 
 
 def _predicted(program: Program, costs: Costs, machine: ClusterDescription) -> float:

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 from actors.operations import Span
-from blocklocal.config import RunConfig
+from blocklocal.engines import engine_of
 from blocklocal.preparation import Prepared
-from orchestrator.chain import Chain
-from orchestrator.engine import RayEngine
 from orchestrator.events import Worked
 from orchestrator.program import Calendar
 
 
-def run(ready: Prepared, config: RunConfig) -> dict[str, list[Span]]:
+def run(ready: Prepared) -> dict[str, list[Span]]:
     """Train on the connected cluster; spans by actor."""
-    engine = RayEngine(
-        Chain(
-            ready.program,
-            ready.plan,
-            ready.plan.units_of_blocks(ready.units),
-            ready.dataset,
-            config.data.augment,
-            evaluation_batch=ready.program.settings.batch,
-            threads=ready.threads,
-            window=config.engine.window,
-            transport="object_store",
-            source=ready.source,
-        )
-    )
+    engine = engine_of(ready)
     spans: dict[str, list[Span]] = {}
     try:
         for event in engine.train(range(ready.schedule.steps), Calendar()):

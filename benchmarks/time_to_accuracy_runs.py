@@ -13,36 +13,11 @@ from torch import Tensor
 
 from benchmarks.time_to_accuracy_tasks import Task, configuration
 from blocklocal.clusters import cluster
+from blocklocal.engines import engine_of
 from blocklocal.preparation import Prepared, prepare
 from learning.sequential import SequentialEngine
-from orchestrator.chain import Chain
-from orchestrator.engine import RayEngine
-from orchestrator.events import Engine, SnapshotTaken, Worked
-from orchestrator.inline import InlineEngine
+from orchestrator.events import SnapshotTaken, Worked
 from orchestrator.program import Calendar
-
-
-def engine_of(ready: Prepared) -> Engine:
-    config, blocks = ready.config, ready.plan.units_of_blocks(ready.units)
-    size = config.training.evaluation_batch
-    if config.engine.kind == "sequential":
-        return InlineEngine(
-            ready.program, blocks, ready.batches, evaluation_batch=size, threads=ready.threads
-        )
-    return RayEngine(
-        Chain(
-            ready.program,
-            ready.plan,
-            blocks,
-            config.data,
-            config.data.augment,
-            evaluation_batch=size,
-            threads=ready.threads,
-            window=config.engine.window,
-            transport=config.engine.transport,
-            source=ready.source,
-        )
-    )
 
 
 def measure(task: Task, name: str, blocks: int, seed: int) -> dict[str, Any]:
