@@ -121,7 +121,7 @@ def watched(marks: Path, words: Sequence[str]) -> int:
 
 def _put_clocks(watch: Watch) -> None:
     """Around what the command calls once everything is imported."""
-    from blocklocal import engines, preparation, training
+    from blocklocal import preparation, training
     from blocklocal.commands import train
     from blocklocal.observers import Progress
     from orchestrator.rundir import RunDirectory
@@ -129,7 +129,7 @@ def _put_clocks(watch: Watch) -> None:
     for owner, name, clocked in (
         (train, "prepare", watch.around("prepare", train.prepare)),
         (preparation, "load_dataset", watch.around("data", preparation.load_dataset)),
-        (engines, "RayEngine", watch.around("engine", engines.RayEngine)),
+        (training, "engine_of", watch.around("engine", training.engine_of)),
         (training, "check_place", watch.around("tracking", training.check_place)),
         (RunDirectory, "create", watch.around("directory", RunDirectory.create)),
         (Progress, "stepped", watch.stepped(Progress.stepped)),

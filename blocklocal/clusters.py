@@ -67,7 +67,7 @@ def local_cluster() -> Iterator[None]:
     # that shared memory does, with Ray's daemon in between (docs/transports.md).
     os.environ.setdefault("RAY_max_direct_call_object_size", str(8 * 2**20))
     if (os.cpu_count() or 1) <= FEW_CORES:
-        os.environ.setdefault("RAY_preload_python_modules", "actors.preloaded")
+        os.environ.setdefault("RAY_preload_python_modules", "actors.shells")
     try:
         ray.init(
             address="local",

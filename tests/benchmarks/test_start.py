@@ -13,4 +13,6 @@ def test_start(written: Written) -> None:
     (run,) = written["start"]["cases"]["local, without tracking"]
     assert all(value >= 0 for value in run["phases"].values())
     assert run["seconds"] == pytest.approx(sum(run["phases"].values()))
+    for phase in ("cluster start", "actors start"):  # processes that import PyTorch
+        assert run["phases"][phase] > 0.5
     assert run["cpu"]["driver"] > 0
