@@ -1,4 +1,4 @@
-"""`ray up` with the shipped file for machines one has, a job, its results, `ray down`: for real."""
+"""`ray up` with the shipped file for machines one has, jobs, `ray down`: for real."""
 
 from __future__ import annotations
 
@@ -49,3 +49,15 @@ def test_up_job_down(launched: dict[str, Any]) -> None:
 @pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 def test_jobs_want_the_token(launched: dict[str, Any]) -> None:
     assert "Invalid authentication token" in launched["wrong"]
+
+
+@pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+def test_a_run_grows_and_shrinks_with_the_cluster(launched: dict[str, Any]) -> None:
+    """By `ray up --no-restart`, with a worker more and with one less again."""
+    (joined,) = launched["changes"]
+    assert joined["what"] == "lane 2 joined: now 2"
+    (incident,) = launched["incidents"]
+    assert incident["lanes"] == 1
+    assert incident["resumed"] > 0  # from a checkpoint, not from the beginning
+    assert {loss["kind"] for loss in incident["losses"]} == {"node"}
+    assert len({loss["node"] for loss in incident["losses"]}) == 1  # the other lane's node is well
