@@ -6,6 +6,7 @@ the driver a few times a minute, when an actor has reported a chunk: steps only 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -66,6 +67,7 @@ class RayMetrics(Observer):
         self._step, self._steps, self._lanes = step, 0, lanes
         self._spans: Sequence[Span] = ()
         self._sent: dict[str, int] = {}
+        self._shown: dict[str, set[str]] = {}
         self._metrics: Metrics = {}
         self.publish()
 
@@ -106,6 +108,10 @@ class RayMetrics(Observer):
             ("blocklocal_idle_share", reading.idle),
             ("blocklocal_in_flight_bytes", reading.in_flight),
         ):
+            # Prometheus would go on with the last value of an actor that has left: none from here.
+            for gone in self._shown.get(name, set()) - set(values):
+                self._gauges[name].set(math.nan, {"actor": gone})
+            self._shown[name] = set(values)
             for actor, value in values.items():
                 self._gauges[name].set(value, {"actor": actor})
         for learner, metrics in self._metrics.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 import urllib.request
@@ -78,6 +79,8 @@ def test_numbers_are_written_now_and_then(monkeypatch: pytest.MonkeyPatch) -> No
     assert values["blocklocal_idle_share", "block1"] == 0.5
     assert values["blocklocal_sent_bytes", "block1"] == 500
     assert told == [(15, Reading({"block1": 0.5}, 0, {}))]
+    metrics.publish()
+    assert values["blocklocal_idle_share", "block1"] == 0.5
     losses = [Loss("block1", "actor", "", 0, ""), Loss("block2", "node", "", 0, "")]
     metrics.recovered(Incident(1, 0.0, 15, losses, resumed=12, lanes=1))
     storage = [Loss("checkpoint", "storage", "", 0, "")]
@@ -87,8 +90,12 @@ def test_numbers_are_written_now_and_then(monkeypatch: pytest.MonkeyPatch) -> No
     kinds = ("actor", "node", "storage", "connection")
     assert [values["blocklocal_incidents", kind] for kind in kinds] == [1, 1, 1, 1]
     assert values["blocklocal_steps_again", ""] == 3 and values["blocklocal_lanes", ""] == 1
+    assert math.isnan(values["blocklocal_idle_share", "block1"])  # it has not been heard since
     metrics.changed(Changed(20, "a lane came", 3))
+    metrics.worked("block1", [Span("F", 14, 0, 0, 100, 25, 0)])
+    metrics.sent("block1", 0)
     metrics.publish()
+    assert values["blocklocal_idle_share", "block1"] == 0.25
     assert values["blocklocal_lanes", ""] == 3 and values["blocklocal_steps", ""] == 5
     assert {name for name, _ in values} == {*GAUGES, *COUNTERS} - {"blocklocal_in_flight_bytes"}
 
