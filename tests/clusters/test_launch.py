@@ -13,6 +13,7 @@ import pytest
 from tests.clusters import machines
 
 WHY_NOT = machines.missing()
+pytestmark = pytest.mark.timeout(900)  # three machines are set up one after the other
 
 
 @pytest.fixture(scope="module")
