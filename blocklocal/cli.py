@@ -1,4 +1,4 @@
-"""The command line: `blocklocal train|tune|eval|export|plan|timeline|compare|track|doctor`."""
+"""The command line: `blocklocal train`, `tune`, `eval` and the other commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from actors.memory import keep_freed_memory
 from blocklocal.commands.compare import compare_command
 from blocklocal.commands.doctor import doctor_command
 from blocklocal.commands.plan import plan_command
-from blocklocal.commands.runs import eval_command, export_command, timeline_command, track_command
+from blocklocal.commands.runs import (
+    eval_command,
+    export_command,
+    report_command,
+    timeline_command,
+    track_command,
+)
 from blocklocal.commands.train import train_command
 from blocklocal.sweep_command import tune_command
 from learning.errors import UserError
@@ -30,6 +36,7 @@ for _name, _command in {
     "eval": eval_command,
     "export": export_command,
     "plan": plan_command,
+    "report": report_command,
     "timeline": timeline_command,
     "compare": compare_command,
     "track": track_command,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _describe(path: Path) -> Description:
         "plan": run.plan.hash(),
         "commit": str(code_version()["git_commit"]),
     }
-    return Description(parameters_of(config), tags, tuple(files_of(run)))
+    return Description(parameters_of(config), tags, partial(files_of, run))
 
 
 def parameters_of(config: RunConfig) -> dict[str, Any]:

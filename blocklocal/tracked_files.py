@@ -1,36 +1,44 @@
-"""The files of a run that MLflow keeps."""
+"""The files that a run has at its end besides its records, and that MLflow keeps."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
+from blocklocal.run_report import write_report
 from orchestrator.rundir import RunDirectory
-from orchestrator.trace import read_spans, write_trace
+from orchestrator.trace import ActorSpan, read_spans, write_trace
 
 _log = logging.getLogger(__name__)
 
 MOST_BYTES = 64 * 2**20
-"""Of records of a timeline that is drawn without being asked for: some seconds of work."""
+"""Of records of a timeline that is read without being asked for: some seconds of work."""
 NAMES = ("config.yaml", "plan.json", "version.json")
 
 
+def report_of(run: RunDirectory) -> Path:
+    """Write the report of a run, without the timeline where that is too long."""
+    return write_report(run, _timeline(run))
+
+
 def files_of(run: RunDirectory) -> list[Path]:
-    """Configuration, plan, versions, and the timeline (`trace.json`, for Perfetto) up to now."""
-    files = [run.path / name for name in NAMES]
-    records, trace = run.path / "spans.jsonl", run.path / "trace.json"
-    if not records.exists():
-        return files
-    size = records.stat().st_size
-    if size > MOST_BYTES:
-        _log.warning(
-            "MLflow gets no timeline of %s, whose records have %d MiB: blocklocal timeline writes "
-            "it",
-            run.path,
-            size // 2**20,
-        )
-        return files
-    if spans := read_spans(records):
+    """Configuration, plan, versions, report and timeline (`trace.json`, for Perfetto) so far."""
+    spans, trace = _timeline(run), run.path / "trace.json"
+    files = [*(run.path / name for name in NAMES), write_report(run, spans)]
+    if spans:
         write_trace(spans, trace)
         files.append(trace)
     return files
+
+
+def _timeline(run: RunDirectory) -> list[ActorSpan]:
+    records = run.path / "spans.jsonl"
+    size = records.stat().st_size if records.exists() else 0
+    if size > MOST_BYTES:
+        _log.warning(
+            "the timeline of %s is not in its report, nor sent to MLflow, because its records have "
+            "%d MiB: blocklocal report and blocklocal timeline write it",
+            run.path,
+            size // 2**20,
+        )
+    return read_spans(records) if 0 < size <= MOST_BYTES else []

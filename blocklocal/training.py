@@ -17,7 +17,7 @@ from blocklocal.gauges import RayMetrics
 from blocklocal.observers import TrackingObserver
 from blocklocal.preparation import Prepared, sample_rows
 from blocklocal.resuming import beginning, check_same_network, recorded, start_of
-from blocklocal.tracked_files import files_of
+from blocklocal.tracked_files import files_of, report_of
 from orchestrator.checkpoint_reader import Checkpoint
 from orchestrator.events import Engine
 from orchestrator.inline import Probe
@@ -144,6 +144,8 @@ def _train(
             run.update_state(status="stopped")
         elif error is not None:
             run.update_state(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
+        if error is not None or not config.tracking.enabled:  # or it is sent already
+            report_of(run)
 
     known = run.state.mlflow_run_id
 

@@ -50,7 +50,19 @@ class RunRecords:
         Raises:
             UserError: for any other damage, with the number of the line.
         """
-        return [record for _, record in read_lines(self.path / METRICS)]
+        return self._read(METRICS)
+
+    def read_incidents(self) -> list[dict[str, Any]]:
+        """What was lost, and what was done about it."""
+        return self._read(_INCIDENTS)
+
+    def read_changes(self) -> list[dict[str, Any]]:
+        """How the chain of actors changed."""
+        return self._read(_CHANGES)
+
+    def _read(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
+        return [record for _, record in read_lines(path)] if path.exists() else []
 
     def rewind(self, step: int) -> None:
         """Drop the metrics and spans of steps >= `step`: training is about to replay them.

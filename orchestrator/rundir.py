@@ -179,6 +179,15 @@ class RunDirectory(RunRecords):
             raise UserError(f"cannot read {path} ({what}): restore it from a copy") from error
 
     @property
+    def version(self) -> dict[str, Any]:
+        """Which code began the run, and where; see `code_version`."""
+        path = self.path / "version.json"
+        try:
+            return json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path} ({error}): restore it from a copy") from error
+
+    @property
     def plan(self) -> Plan:
         """The plan of the run."""
         return Plan.load(self.path / "plan.json")

@@ -73,12 +73,12 @@ class Description:
 
     Attributes:
         parameters: by dotted key.
-        files: that say more.
+        files: writes the files that say more.
     """
 
     parameters: Mapping[str, object]
     tags: Mapping[str, str]
-    files: tuple[Path, ...]
+    files: Callable[[], Sequence[Path]]
 
 
 Describe = Callable[[Path], Description]
@@ -132,11 +132,11 @@ class Tracking:
         self._attempt(lambda: self._over(name, run, status, why))
 
     def _over(self, name: str, run: Path, status: Status, why: str) -> None:
-        made = self._describe(run) if run.exists() else Description({}, {}, ())
+        made = self._describe(run) if run.exists() else Description({}, {}, tuple)
         if name not in self._running or why:
             tags = {**made.tags, "why": why} if why else made.tags
             self._tracker.start_trial(name, made.parameters, tags, wait=0.0)
-        for file in made.files:
+        for file in made.files():
             self._tracker.artifact(name, file)
         self._tracker.end_trial(name, status)
         self._running.discard(name)

@@ -1,4 +1,4 @@
-"""Commands that read a run: `blocklocal eval|export|timeline|track`."""
+"""Commands that read a run: `blocklocal eval|export|report|timeline|track`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from blocklocal import sending
 from blocklocal.commands.terminal import say
 from blocklocal.inference import evaluate_model, load_run
+from blocklocal.run_report import write_report
 from learning.errors import UserError
 from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import export as export_state
@@ -66,6 +67,19 @@ def timeline_command(run: Path) -> None:
         f"  two or more blocks at work {together.share:.0%} of the time, "
         f"up to {together.steps_apart} steps apart"
     )
+
+
+def report_command(run: Path) -> None:
+    """Write a run's report, report.md, and its pictures: curves.png and timeline.png."""
+    from blocklocal.run_curves import draw_curves  # here, as in `timeline`
+    from orchestrator.timeline import draw
+
+    directory = RunDirectory.open(run)
+    draw_curves(directory.read_metrics(), directory.path / "curves.png")
+    spans = read_spans(directory.path / "spans.jsonl")
+    if spans:
+        draw(spans, directory.path / "timeline.png")
+    say(f"wrote {write_report(directory, spans)} and its pictures")
 
 
 def track_command(

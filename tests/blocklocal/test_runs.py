@@ -52,7 +52,7 @@ def _module(run: Path) -> nn.Module:
 def test_what_a_run_leaves(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     files = {"config.yaml", "version.json", "state.json", "plan.json"}
-    assert names == files | {"metrics.jsonl", "spans.jsonl", "checkpoints", "lock"}
+    assert names == files | {"metrics.jsonl", "spans.jsonl", "checkpoints", "lock", "report.md"}
     config = load_config(finished / "config.yaml")
     assert config == load_config(None, [*WORDS, f"run.directory={finished}"])
     version = json.loads((finished / "version.json").read_text())

@@ -132,4 +132,4 @@ def test_mlflow_has_a_run_for_each_trial_inside_that_of_the_sweep(
         loss = client.get_metric_history(run.info.run_id, "validation/block1/loss")
         assert [m.step for m in loss] == [6, 12, 18, 24]
         files = {a.path for a in client.list_artifacts(run.info.run_id)}
-        assert {"config.yaml", "plan.json", "trace.json"} <= files
+        assert {"config.yaml", "plan.json", "report.md", "trace.json"} <= files

@@ -91,7 +91,7 @@ def test_tags_say_rule_network_plan_and_commit(finished: Path) -> None:
 def test_the_final_weights_are_an_artifact(finished: Path, tmp_path: Path) -> None:
     client, run = _tracked(finished)
     top = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert top == {"weights", "config.yaml", "plan.json", "version.json", "trace.json"}
+    assert top == {"weights", "config.yaml", "plan.json", "version.json", "report.md", "trace.json"}
     (file,) = client.list_artifacts(run.info.run_id, "weights")
     copy = client.download_artifacts(run.info.run_id, file.path, str(tmp_path))
     config = load_config(finished / "config.yaml")

@@ -72,7 +72,7 @@ def test_a_run_outlives_its_server_and_tells_it_all_later(
         written = [(r["step"], r[name]) for r in metrics_of(run) if r["split"] == split]
         assert sorted((m.step, m.value) for m in history) == written
     files = MlflowClient(server.uri).list_artifacts(after.info.run_id)
-    names = {"weights", "config.yaml", "plan.json", "version.json", "trace.json"}
+    names = {"weights", "config.yaml", "plan.json", "version.json", "report.md", "trace.json"}
     assert {f.path for f in files} == names
 
 

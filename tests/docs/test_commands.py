@@ -32,6 +32,7 @@ def test_readme_commands_parse() -> None:
         "eval",
         "export",
         "plan",
+        "report",
         "timeline",
         "compare",
         "track",
@@ -54,6 +55,7 @@ def test_readme_commands_run(directory: Path, capsys: pytest.CaptureFixture[str]
         assert cli.main(words) == 0, (line, capsys.readouterr().err)
     assert (directory / "weights.safetensors").is_file()
     assert (directory / "runs/first/timeline.png").is_file()
+    assert (directory / "runs/first/curves.png").is_file()
     assert (directory / "studies/digits/report.md").is_file()
 
 
