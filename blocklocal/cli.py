@@ -21,7 +21,7 @@ from blocklocal.commands.runs import (
     track_command,
 )
 from blocklocal.commands.train import train_command
-from blocklocal.sweep_command import tune_command
+from blocklocal.commands.tune import tune_command
 from learning.errors import UserError
 from orchestrator.losses import ActorLostError
 

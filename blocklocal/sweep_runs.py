@@ -19,9 +19,9 @@ from orchestrator.events import Metrics
 from orchestrator.placement import even_cpus
 from orchestrator.rundir import RunDirectory
 from orchestrator.trainer import Observer
+from tuning.jobs import Listener, Request
 from tuning.records import flatten, read_evaluations
 from tuning.space import Values
-from tuning.trial import Listener, Request
 
 LEAVING_SECONDS = 60.0
 """For the last life of a trial to leave its run: its process may have just been told to end."""
@@ -88,7 +88,7 @@ class TrialRuns:
         return [own, *(dict(block) for _ in range(config.lanes.min * config.blocks.count))]
 
     def __call__(self, request: Request, listener: Listener) -> None:
-        """Train a trial to its end, or go on with it; see `tuning.trial.Runner`."""
+        """Train a trial to its end, or go on with it; see `tuning.jobs.Runner`."""
         if not request.directory.parent.is_dir():
             raise UserError(
                 f"this node does not see {request.directory.parent}: use engine.kind = ray, whose "

@@ -9,8 +9,8 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
+from tuning.jobs import FAILED, LIKE, NUMBER, RUN, STEP
 from tuning.tracking import Status
-from tuning.trial import FAILED, LIKE, NUMBER, RUN, STEP
 from tuning.trial_tracking import Tracking
 
 Say = Callable[[str], None]

@@ -22,6 +22,7 @@ from ray.tune.schedulers import (
 
 from learning.errors import UserError
 from tuning.dimensions import Dimension
+from tuning.jobs import FAILED, NUMBER, STEP
 from tuning.settings import (
     ASHASettings,
     HyperBandSettings,
@@ -30,7 +31,6 @@ from tuning.settings import (
     SweepSettings,
 )
 from tuning.space import Space
-from tuning.trial import FAILED, NUMBER, STEP
 
 Told = Callable[[Mapping[str, Any]], Iterable[dict[str, Any]]]
 """Tune's configuration of a trial to all that the trial has reported, by its records."""

@@ -12,9 +12,9 @@ from ray.tune.search import Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from learning.errors import UserError
+from tuning.jobs import LIKE, NUMBER
 from tuning.settings import BayesOptSearcher, OptunaSearcher, PBTSettings, SweepSettings
 from tuning.space import Dimension, Space, Values
-from tuning.trial import LIKE, NUMBER
 
 if TYPE_CHECKING:
     from optuna.trial import Trial as OptunaTrial

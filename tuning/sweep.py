@@ -17,13 +17,14 @@ from learning.errors import UserError
 from orchestrator.files import replace_file
 from orchestrator.rundir import RunDirectory
 from tuning.following import Follower, Say, name_of
+from tuning.jobs import FAILED, LIKE, NUMBER, RUN, STEP, Job, Runner
 from tuning.outcome import is_enough
 from tuning.records import Outcome, read_evaluations, read_lineage
 from tuning.schedulers import make_scheduler
 from tuning.searchers import Points, make_search, mutated
 from tuning.settings import Mode, SweepSettings
 from tuning.space import Space
-from tuning.trial import FAILED, LIKE, NUMBER, RUN, STEP, Job, Runner, SweepTrial, values_of
+from tuning.trial import SweepTrial, values_of
 from tuning.trial_tracking import Tracking
 from tuning.tune_state import STATE, Keeper, quiet, restore_state
 

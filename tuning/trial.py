@@ -1,8 +1,4 @@
-"""A trial: one run, told step by step to Tune from a thread of the trial's actor.
-
-    Tune          train() ──▶ waits ◀── report        save()      stop()
-                                ▲                       │            │
-    the thread    training ──▶ evaluated, saved ──▶ waits for train() or the end
+"""A trial: one run, told step by step to Tune from a thread of the trial's actor (life.py).
 
 The run's directory is the truth: whatever ends this process, the next life of the trial reads there
 how far it came, tells Tune again what it may have missed, and trains on from the last checkpoint.
@@ -13,106 +9,23 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import math
-import queue
-import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from ray import tune
 
-from learning.errors import UserError
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.files import create_file
 from orchestrator.rundir import RunDirectory
 from orchestrator.storage import LocalStorage
-from orchestrator.trainer import StopTraining
+from tuning.jobs import LIKE, NUMBER, RUN, STEP, Job, Request
+from tuning.life import Life
 from tuning.records import FROM
 from tuning.space import Values
 
-NUMBER, LIKE = "trial", "like"
-"""Keys in what Tune knows of a trial: its number, and whose point it trains, its own or that of the
-trial that it has taken over from. All other keys are varied settings."""
-STEP, FAILED, RUN = "step", "failed", "run"
-"""What a report has besides metrics; `failed` is the sentence of a trial that cannot go on."""
 _POINTER = "pointer.json"
-
-
-class Listener(Protocol):
-    """Who trains a trial tells it how it goes; both methods raise StopTraining when it is over."""
-
-    def tell(self, steps: int, metrics: Mapping[str, float], last: bool) -> None:
-        """Report an evaluation, whose checkpoint is complete, and wait to be asked for more.
-
-        Args:
-            metrics: by name, `validation/block2/loss` and so on.
-            last: whether it is that of the last step.
-
-        Raises:
-            UserError: when the metric that all trials are compared by is not among them.
-        """
-        ...
-
-    def check(self) -> None:
-        """Find out whether to go on; called at each step."""
-        ...
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to train.
-
-    Attributes:
-        number: of the trial.
-        values: dotted key to value.
-        directory: of the run: a new one, or one that this trial has left.
-        start: checkpoints of another trial that a new run begins with.
-        told: Tune knows all evaluations up to this step.
-        hands_over: what is told may be taken over by others, so that its checkpoint must be there.
-    """
-
-    number: int
-    values: Values
-    directory: Path
-    start: Path | None
-    told: int
-    hands_over: bool = False
-
-
-class Runner(Protocol):
-    """Trains a request to its end."""
-
-    def __call__(self, request: Request, listener: Listener) -> None:
-        """Train, or go on; the listener hears again of evaluations after `request.told`.
-
-        Raises:
-            UserError: for what cannot be trained.
-            StopTraining: that the listener raised.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all trials of a sweep share.
-
-    Attributes:
-        directory: of all runs of the sweep; every node sees it.
-        points: the values of trials that are known beforehand, by number.
-        metric: that every report must have.
-        worst: what a trial that cannot be trained is worth.
-        hands_over: whether trials go on from each other's states.
-    """
-
-    run: Runner
-    directory: Path
-    points: Mapping[int, Values]
-    metric: str
-    worst: float
-    hands_over: bool = False
 
 
 def values_of(config: Mapping[str, Any], points: Mapping[int, Values]) -> Values:
@@ -132,7 +45,7 @@ class SweepTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._number: int = config[NUMBER]
         self._values = values_of(config, self._job.points)
-        self._life: _Life | None = None
+        self._life: Life | None = None
         self._run, self._step = f"{self._number:04d}", 0
         self._start: Path | None = None
 
@@ -147,7 +60,7 @@ class SweepTrial(tune.Trainable):
                 self._step,
                 self._job.hands_over,
             )
-            self._life = _Life(self._job, request)
+            self._life = Life(self._job, request)
         told = self._life.next()
         self._step = told[STEP]
         return {**told, RUN: self._run}
@@ -191,85 +104,6 @@ class SweepTrial(tune.Trainable):
         gc.collect()  # networks are full of circles, and the next trial needs the memory
         if torch.cuda.is_initialized():  # in a trial of one process; others may share its GPU
             torch.cuda.empty_cache()
-
-
-class _Life:
-    """A thread that trains, and waits at each report until it is asked for the next."""
-
-    def __init__(self, job: Job, request: Request) -> None:
-        self._job, self._request = job, request
-        self._reports: queue.SimpleQueue[dict[str, Any] | BaseException | None]
-        self._reports = queue.SimpleQueue()
-        self._go = threading.Semaphore(0)
-        self._over = False
-        self._last: dict[str, Any] = {}
-        self._waits = False
-        self._thread = threading.Thread(target=self._train, name="trial", daemon=True)
-        self._thread.start()
-
-    def next(self) -> dict[str, Any]:
-        """Wait for the next report; the last one, again and done, at the end."""
-        if self._waits:
-            self._waits = False
-            self._go.release()
-        told = self._take()
-        if FAILED not in told and told.pop("last"):
-            self._go.release()  # let it finish: a trial that is done is stopped at once
-            told = {**told, **self._take(), "done": True}
-        else:
-            self._waits = True
-        self._last = told
-        return told
-
-    def _take(self) -> dict[str, Any]:
-        told = self._reports.get()
-        if isinstance(told, UserError):
-            return self._failed(str(told))
-        if isinstance(told, BaseException):
-            raise told
-        return told or {}
-
-    def _failed(self, sentence: str) -> dict[str, Any]:
-        """What Tune hears of a trial that would fail again: no reason to try."""
-        before = {STEP: self._request.told, **self._last}
-        return {**before, self._job.metric: self._job.worst, FAILED: sentence, "done": True}
-
-    def end(self) -> None:
-        """End the thread and what it holds."""
-        self._over = True
-        self._go.release()
-        self._thread.join()
-
-    def _train(self) -> None:
-        try:
-            self._job.run(self._request, self)
-        except StopTraining:
-            return
-        except BaseException as error:
-            self._reports.put(error)
-            return
-        self._reports.put(None)
-
-    def check(self) -> None:
-        if self._over:
-            raise StopTraining
-
-    def tell(self, steps: int, metrics: Mapping[str, float], last: bool) -> None:
-        self.check()
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        if not math.isfinite(value := metrics.get(self._job.metric, 0.0)):
-            raise UserError(
-                f"{self._job.metric} is {value} after {steps} steps: leave these values out of the "
-                "space, or lower optimizer.lr"
-            )
-        if self._job.metric not in finite:
-            raise UserError(
-                f"this run has no {self._job.metric}: choose a sweep.metric that all rules of the "
-                "space have"
-            )
-        self._reports.put({STEP: steps, **finite, "last": last})
-        self._go.acquire()
-        self.check()
 
 
 def copy_checkpoint(source: Checkpoints, step: int, to: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from tuning.jobs import STEP
 from tuning.known import Known
 from tuning.space import Values
 from tuning.tracking import Status, reason
-from tuning.trial import STEP
 
 BEST = "best"
 """The alias of the best trial's model."""

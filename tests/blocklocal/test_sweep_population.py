@@ -19,9 +19,11 @@ from blocklocal.sweep_runs import TrialRuns
 from orchestrator.rundir import RunDirectory
 from tests.blocklocal.helpers import command
 from tests.blocklocal.sweeps import SMALL, assert_same_bits, write
+from tuning.jobs import Job, Request
+from tuning.life import Life
 from tuning.records import Outcome, read_lineage
 from tuning.sweep import read_outcomes
-from tuning.trial import Job, Request, SweepTrial, _Life
+from tuning.trial import SweepTrial
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -148,7 +150,7 @@ def test_a_trial_leaves_nothing_in_memory(here: Path) -> None:
     alive = []
     for number in range(3):
         request = Request(number, {"optimizer.lr": 0.01}, here / f"trials/{number}", None, 0)
-        life = _Life(job, request)
+        life = Life(job, request)
         told = life.next()
         if number == 1:  # stopped early
             life.end()

@@ -10,7 +10,9 @@ import pytest
 
 from learning.errors import UserError
 from orchestrator.trainer import StopTraining
-from tuning.trial import FAILED, STEP, Job, Listener, Request, _Life, values_of
+from tuning.jobs import FAILED, STEP, Job, Listener, Request
+from tuning.life import Life
+from tuning.trial import values_of
 
 METRIC = "validation/accuracy"
 REQUEST = Request(0, {}, Path("nowhere"), None, told=0)
@@ -28,7 +30,7 @@ def test_training_waits_until_it_is_asked_for_more() -> None:
         went_on.set()
         listener.tell(20, {METRIC: 0.7}, True)
 
-    life = _Life(job(run), REQUEST)
+    life = Life(job(run), REQUEST)
     assert life.next() == {STEP: 10, METRIC: 0.5}
     assert not went_on.wait(0.05)
     assert life.next() == {STEP: 20, METRIC: 0.7, "done": True}
@@ -43,7 +45,7 @@ def test_what_is_done_has_finished() -> None:
         listener.tell(10, {METRIC: 0.5}, True)
         finished.append(True)
 
-    life = _Life(job(run), REQUEST)
+    life = Life(job(run), REQUEST)
     assert life.next()["done"] and finished
     life.end()
 
@@ -58,7 +60,7 @@ def test_a_trial_that_is_stopped_ends_by_stop_training() -> None:
             seen.append(error)
             raise
 
-    life = _Life(job(run), REQUEST)
+    life = Life(job(run), REQUEST)
     life.next()
     life.end()
     assert [type(error) for error in seen] == [StopTraining]
@@ -74,7 +76,7 @@ def test_a_trial_is_stopped_in_the_middle_too() -> None:
         while True:
             listener.check()
 
-    life = _Life(job(run), REQUEST)
+    life = Life(job(run), REQUEST)
     assert begun.wait(10)
     life.end()
     assert not life._thread.is_alive()
@@ -85,7 +87,7 @@ def test_what_cannot_be_trained_is_done_with_a_sentence_and_the_worst_value() ->
         listener.tell(10, {METRIC: 0.5, "validation/loss": 2.0}, False)
         raise UserError("the loss is nan")
 
-    life = _Life(job(run), REQUEST)
+    life = Life(job(run), REQUEST)
     life.next()
     told = life.next()
     assert (told[FAILED], told[METRIC], told["done"], told[STEP]) == (
@@ -101,7 +103,7 @@ def test_other_failures_are_raised_so_that_the_trial_is_tried_again() -> None:
     def run(request: Request, listener: Listener) -> None:
         raise ConnectionError("gone")
 
-    life = _Life(job(run), REQUEST)
+    life = Life(job(run), REQUEST)
     with pytest.raises(ConnectionError):
         life.next()
     life.end()
@@ -115,7 +117,7 @@ def test_other_failures_are_raised_so_that_the_trial_is_tried_again() -> None:
     ],
 )
 def test_a_run_without_the_metric_has_failed(metrics: dict[str, float], said: str) -> None:
-    life = _Life(job(lambda request, listener: listener.tell(10, metrics, False)), REQUEST)
+    life = Life(job(lambda request, listener: listener.tell(10, metrics, False)), REQUEST)
     assert said in life.next()[FAILED]
     life.end()
 

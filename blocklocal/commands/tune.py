@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from blocklocal.commands.terminal import say
 from learning.errors import UserError
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
@@ -28,15 +29,11 @@ def tune_command(
             raise UserError("--dry-run does not go with --resume: leave one of them out")
         if words:
             raise UserError(f"--resume goes on with a sweep as it is: leave {words[0]!r} out")
-        over = sweeping.go_on(resume_sweep, _say)
+        over = sweeping.go_on(resume_sweep, say)
     else:
         if not words or "=" in words[0]:
             raise UserError("blocklocal tune needs a sweep file: blocklocal tune sweep.yaml")
-        over = sweeping.start(Path(words[0]), words[1:], _say, dry_run=dry_run)
+        over = sweeping.start(Path(words[0]), words[1:], say, dry_run=dry_run)
     if not over:
         print("blocklocal: interrupted; go on with blocklocal tune --resume", file=sys.stderr)
     return 0 if over else INTERRUPTED
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
