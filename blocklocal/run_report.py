@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blocklocal.config import make_config
-from orchestrator.files import replace_file
+from orchestrator.files import replace_shared_file
 from orchestrator.rundir import RunDirectory
 from orchestrator.trace import ActorSpan, concurrency, idle_shares
 
@@ -39,7 +39,8 @@ def write_report(run: RunDirectory, spans: Sequence[ActorSpan] = ()) -> Path:
         [f"![{text}]({name})" for name, text in PICTURES.items() if (run.path / name).exists()],
     )
     text = "\n\n".join("\n".join(part) for part in parts if part)
-    replace_file(run.path / PAGE, [text.encode() + b"\n"])
+    # A trial that ends writes it, and so may the sweep that it belongs to.
+    replace_shared_file(run.path / PAGE, [text.encode() + b"\n"])
     return run.path / PAGE
 
 

@@ -101,6 +101,18 @@ def replace_file(path: Path, chunks: Iterable[Chunk]) -> None:
     sync_directory(path.parent)
 
 
+def replace_shared_file(path: Path, chunks: Iterable[Chunk]) -> None:
+    """Replace a file that several processes may replace at a time: the last one wins."""
+    new = path.with_name(f".{path.name}.new-{os.getpid()}")
+    try:
+        write_file(new, chunks, replace=True)
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
 def create_file(path: Path, chunks: Iterable[Chunk]) -> None:
     """Write a new file, whole or not at all.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,22 @@ def test_a_damaged_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["report", str(run.path)]) == 2
     assert f"cannot read {run.path / 'version.json'}" in capsys.readouterr().err
     assert (run.path / "report.md").read_bytes() == before
+
+
+def test_two_processes_may_write_a_report_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial that is stopped does, and the sweep that hears of its end."""
+    run = trained(tmp_path / "run")
+    mine, replace = os.getpid(), os.replace
+
+    def while_another_writes(new: Path, path: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(os, "getpid", lambda: mine + 1)
+        write_report(run)
+        replace(new, path)
+
+    monkeypatch.setattr(os, "replace", while_another_writes)
+    before = {path.name for path in run.path.iterdir()}
+    write_report(run)
+    assert {path.name for path in run.path.iterdir()} == before

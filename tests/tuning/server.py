@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from mlflow.environment_variables import MLFLOW_TRACKING_URI
 from mlflow.server import app, handlers
 from mlflow.server.constants import (
     ARTIFACT_ROOT_ENV_VAR,
@@ -15,6 +16,7 @@ from mlflow.server.constants import (
     BACKEND_STORE_URI_ENV_VAR,
     SERVE_ARTIFACTS_ENV_VAR,
 )
+from mlflow.tracking._tracking_service import utils
 from werkzeug.serving import BaseWSGIServer, make_server
 
 
@@ -22,8 +24,11 @@ class Server:
     """An MLflow server on a database of `home` (mlflow.db)."""
 
     def __init__(self, home: Path, patch: pytest.MonkeyPatch) -> None:
+        database = f"sqlite:///{home}/mlflow.db"
         for name, value in (
-            (BACKEND_STORE_URI_ENV_VAR, f"sqlite:///{home}/mlflow.db"),
+            (BACKEND_STORE_URI_ENV_VAR, database),
+            # The server makes its database the default of its process, which is this one.
+            (MLFLOW_TRACKING_URI.name, database),
             (ARTIFACT_ROOT_ENV_VAR, "mlflow-artifacts:/"),
             (ARTIFACTS_DESTINATION_ENV_VAR, str(home / "served")),
             (SERVE_ARTIFACTS_ENV_VAR, "true"),
@@ -31,6 +36,7 @@ class Server:
             patch.setitem(os.environ, name, value)
         for name in ("_tracking_store", "_model_registry_store", "_artifact_repo"):
             patch.setattr(handlers, name, None)  # each test has a database of its own
+        patch.setattr(utils, "_tracking_uri", None)
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.port = 0
         self._server: BaseWSGIServer | None = None
