@@ -52,7 +52,7 @@ def _head(run: RunDirectory) -> list[str]:
     rows = {
         "rule": config.rule.kind,
         **given,
-        "optimizer": f"{config.optimizer.kind}, lr {config.optimizer.lr:g}",
+        "optimizer": f"{config.optimizer.kind}, lr {_plain(config.optimizer.lr)}",
         "batch, shards": f"{config.training.batch}, {config.training.shards}",
         "engine": config.engine.kind,
         "code": f"{version['package']}, commit {version['git_commit']}{changed}",
@@ -151,6 +151,11 @@ def _happenings(run: RunDirectory) -> list[str]:
 
 def _values(record: dict[str, Any]) -> list[str]:
     return [key for key in record if "/" in key]
+
+
+def _plain(value: float | Sequence[float]) -> str:
+    """A setting that may have a value for each block."""
+    return ", ".join(f"{v:g}" for v in ([value] if isinstance(value, int | float) else value))
 
 
 def _number(value: float | None) -> str:

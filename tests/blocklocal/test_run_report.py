@@ -32,9 +32,10 @@ def rows(page: str, section: str) -> list[list[str]]:
 
 
 def test_a_run_ends_with_its_report(tmp_path: Path) -> None:
-    run = trained(tmp_path / "run")
+    run = trained(tmp_path / "run", "optimizer.lr=[0.01,0.02]")
     page = (run.path / "report.md").read_text()
     assert page.startswith(f"# Run run\n\nFinished after {run.state.steps} steps.\n")
+    assert "| adamw, lr 0.01, 0.02 |" in page
     (test,) = [r for r in run.read_metrics() if r["split"] == "test"]
     count = len(run.plan.blocks)
     results = rows(page, "Results")
