@@ -53,16 +53,15 @@ class RunRecords:
         return self._read(METRICS)
 
     def read_incidents(self) -> list[dict[str, Any]]:
-        """What was lost, and what was done about it."""
-        return self._read(_INCIDENTS)
+        """What was lost, and what was done about it; the file comes with the first."""
+        return self._read(_INCIDENTS) if (self.path / _INCIDENTS).exists() else []
 
     def read_changes(self) -> list[dict[str, Any]]:
-        """How the chain of actors changed."""
-        return self._read(_CHANGES)
+        """How the chain of actors changed; the file comes with the first."""
+        return self._read(_CHANGES) if (self.path / _CHANGES).exists() else []
 
     def _read(self, name: str) -> list[dict[str, Any]]:
-        path = self.path / name
-        return [record for _, record in read_lines(path)] if path.exists() else []
+        return [record for _, record in read_lines(self.path / name)]
 
     def rewind(self, step: int) -> None:
         """Drop the metrics and spans of steps >= `step`: training is about to replay them.
