@@ -25,7 +25,13 @@ SWEEP = {
     "blocks": {"at": ["layer2"]},
     "engine": {"kind": "sequential", "resources": {"threads": 1}},
     "training": {"steps": 600, "batch": 32, "evaluate_every": 60},
-    "sweep": {"trials": 4, "parallel": 2, "directory": "swept", "scheduler": "asha"},
+    "sweep": {
+        "trials": 4,
+        "parallel": 2,
+        "directory": "swept",
+        # Stops late, so that others are on their way when the first trial ends.
+        "scheduler": {"kind": "asha", "grace": 480},
+    },
     "space": {"optimizer.lr": {"loguniform": [1e-3, 1e-1]}},
 }
 
@@ -59,19 +65,19 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
     process = tune(tmp_path, "sweep.yaml")
 
-    def one_over_and_one_on_its_way() -> bool:
-        found = states(tmp_path)
-        return any(s != "running" for s in found) and "running" in found
+    def one_finished_and_one_on_its_way() -> bool:
+        return {"finished", "running"} <= set(states(tmp_path))
 
-    until(one_over_and_one_on_its_way, process)
+    until(one_finished_and_one_on_its_way, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    over = [
+    finished = [
         file.parent
         for file in tmp_path.glob("swept/trials/????/state.json")
         if json.loads(file.read_text())["status"] == "finished"
     ]
-    before = {run: (run / "metrics.jsonl").read_bytes() for run in over}
+    assert finished
+    before = {run: (run / "metrics.jsonl").read_bytes() for run in finished}
 
     process = tune(tmp_path, "--resume", "swept")
     said = process.communicate(timeout=200)[0]
