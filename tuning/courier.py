@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from learning.errors import UserError
+from tuning.garbage import spared_garbage
 from tuning.spool import Position, Record, Spool
 from tuning.store import Store
 from tuning.tracking import impatient, reason, redacted
@@ -136,7 +137,7 @@ class Courier:
             return
         finally:
             self._reached.set()
-        with impatient():
+        with impatient(), spared_garbage():
             try:
                 self._send_all(self.store)
             except BaseException as error:
