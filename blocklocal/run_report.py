@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from blocklocal.config import make_config
 from orchestrator.files import replace_shared_file
+from orchestrator.pages import table
 from orchestrator.rundir import RunDirectory
 from orchestrator.trace import ActorSpan, concurrency, idle_shares
 
@@ -68,7 +69,7 @@ def _head(run: RunDirectory) -> list[str]:
     ]
     if state.error:
         lines += ["", f"> {' '.join(state.error.split())}"]
-    return [*lines, "", *_table(("", ""), rows.items()), "", "All settings are in config.yaml."]
+    return [*lines, "", *table(("", ""), rows.items()), "", "All settings are in config.yaml."]
 
 
 def _results(run: RunDirectory, metrics: Sequence[dict[str, Any]]) -> list[str]:
@@ -89,7 +90,7 @@ def _results(run: RunDirectory, metrics: Sequence[dict[str, Any]]) -> list[str]:
     head = ("", *(f"{split} {name}" for split, name in columns))
     best = run.checkpoints.best
     said = [] if best is None else ["", f"The best checkpoint is that of step {best}."]
-    return ["## Results", "", *_table(head, rows), *said]
+    return ["## Results", "", *table(head, rows), *said]
 
 
 def _evaluations(metrics: Sequence[dict[str, Any]]) -> list[str]:
@@ -102,7 +103,7 @@ def _evaluations(metrics: Sequence[dict[str, Any]]) -> list[str]:
     names = [name for name in _values(told[-1]) if name.endswith("/loss")]
     rows = [(r["step"] + 1, *(_number(r.get(name)) for name in names)) for r in chosen]
     head = ("steps", *(name.removesuffix("/loss") for name in names))
-    return ["## Validation loss", "", *_table(head, rows)]
+    return ["## Validation loss", "", *table(head, rows)]
 
 
 def _blocks(run: RunDirectory) -> list[str]:
@@ -118,7 +119,7 @@ def _blocks(run: RunDirectory) -> list[str]:
         for block in run.plan.blocks
     ]
     head = ("", "units", "parameters", "message KiB", "CPUs", "GPUs")
-    return ["## Blocks", "", *_table(head, rows)]
+    return ["## Blocks", "", *table(head, rows)]
 
 
 def _work(spans: Sequence[ActorSpan]) -> list[str]:
@@ -130,7 +131,7 @@ def _work(spans: Sequence[ActorSpan]) -> list[str]:
         f"Two or more blocks at work {together.share:.0%} of the time, up to "
         f"{together.steps_apart} steps apart."
     )
-    return ["## Actors", "", said, "", *_table(("", "idle"), rows)]
+    return ["## Actors", "", said, "", *table(("", "idle"), rows)]
 
 
 def _happenings(run: RunDirectory) -> list[str]:
@@ -160,8 +161,3 @@ def _plain(value: float | Sequence[float]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.4g}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    cells = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(str(c).replace("|", "/") for c in row) + " |" for row in cells]

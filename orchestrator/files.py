@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from learning.errors import UserError
 
@@ -90,25 +91,21 @@ def replace_file(path: Path, chunks: Iterable[Chunk]) -> None:
 
     Only one process may replace a file at a time.
     """
-    new = temporary(path)
+    _replace_by(temporary(path), path, chunks)
+
+
+def replace_shared_file(path: Path, chunks: Iterable[Chunk]) -> None:
+    """Replace a file that several processes may replace at a time: the last one wins."""
+    _replace_by(path.with_name(f".{path.name}.new-{uuid4().hex}"), path, chunks)
+
+
+def _replace_by(new: Path, path: Path, chunks: Iterable[Chunk]) -> None:
     try:
         write_file(new, chunks, replace=True)
         os.replace(new, path)
     except BaseException:
         with suppress(OSError):
             new.unlink()
-        raise
-    sync_directory(path.parent)
-
-
-def replace_shared_file(path: Path, chunks: Iterable[Chunk]) -> None:
-    """Replace a file that several processes may replace at a time: the last one wins."""
-    new = path.with_name(f".{path.name}.new-{os.getpid()}")
-    try:
-        write_file(new, chunks, replace=True)
-        os.replace(new, path)
-    except BaseException:
-        new.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
 

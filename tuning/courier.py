@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from learning.errors import UserError
-from tuning.garbage import spared_garbage
+from tuning.garbage import frozen_heap
 from tuning.spool import Position, Record, Spool
 from tuning.store import Store
 from tuning.tracking import impatient, reason, redacted
@@ -137,7 +137,7 @@ class Courier:
             return
         finally:
             self._reached.set()
-        with impatient(), spared_garbage():
+        with impatient(), frozen_heap():
             try:
                 self._send_all(self.store)
             except BaseException as error:

@@ -12,7 +12,7 @@ _sparing = 0
 
 
 @contextmanager
-def spared_garbage() -> Iterator[None]:
+def frozen_heap() -> Iterator[None]:
     """Keep all objects of the moment out of garbage collection, until the last who asked is done.
 
     Who sends metrics makes many short-lived objects, and so many collections. A full one looks at

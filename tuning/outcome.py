@@ -12,6 +12,7 @@ import yaml
 
 from learning.errors import UserError
 from orchestrator.files import replace_file
+from orchestrator.pages import table
 from tuning.records import Outcome
 from tuning.settings import Mode, SweepSettings
 from tuning.space import Space
@@ -121,22 +122,18 @@ def write_page(
             "",
         ]
     keys = space.keys
-    lines += [
-        "| " + " | ".join(["trial", metric, "steps", "status", *keys]) + " |",
-        "|---" * (4 + len(keys)) + "|",
-    ]
     shown = ranking(outcomes, metric, mode)[:_SHOWN]
-    for outcome in shown:
-        value = outcome.last(metric)
-        cells = [
+    rows = [
+        (
             f"{outcome.number:04d}",
-            "" if value is None else f"{value:.6g}",
-            str(outcome.evaluations[-1].steps if outcome.evaluations else 0),
+            "" if (value := outcome.last(metric)) is None else f"{value:.6g}",
+            outcome.evaluations[-1].steps if outcome.evaluations else 0,
             outcome.status,
             *(_short(outcome.values[k]) if k in outcome.values else "" for k in keys),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines.append("")
+        )
+        for outcome in shown
+    ]
+    lines += [*table(("trial", metric, "steps", "status", *keys), rows), ""]
     if len(shown) < len(outcomes):
         lines += [f"The other {len(outcomes) - len(shown)} are in {TABLE}.", ""]
     for outcome in outcomes:
@@ -168,4 +165,4 @@ def _cell(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(_cell(value)).replace("|", "/")
+    return f"{value:.4g}" if isinstance(value, float) else str(_cell(value))

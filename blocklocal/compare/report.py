@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from blocklocal.compare.summary import Row, Summary, SummaryTable
+from orchestrator import pages
 from orchestrator.plan import human_bytes
 
 COSTS = (
@@ -56,18 +57,18 @@ def _table(table: SummaryTable, summary: Summary) -> list[str]:
     metric = unit if summary.split == "test" else f"{summary.split} {unit}"
     costs = COSTS if any(row.costs for row in table.rows) else ()
     names = ["rule", metric, "std", "runs", f"gap to {summary.baseline}", *costs]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for row in table.rows:
-        cells = [
-            row.rule.replace("|", "\\|"),
+    rows = [
+        (
+            row.rule,
             _number(row.mean),
             _number(row.std),
-            str(len(row.values)),
+            len(row.values),
             "" if row.gap is None else f"{row.gap:+.2f}",
             *(_costs(row) if costs else ()),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        )
+        for row in table.rows
+    ]
+    return pages.table(names, rows)
 
 
 def _number(value: float | None) -> str:

@@ -27,7 +27,7 @@ def rows(page: str, section: str) -> list[list[str]]:
     """The cells of the table of a section, without its head."""
     _, _, rest = page.partition(f"## {section}\n")
     assert rest, section
-    lines = [line for line in rest.partition("\n## ")[0].splitlines() if line.startswith("| ")]
+    lines = [line for line in rest.partition("\n## ")[0].splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
@@ -124,11 +124,10 @@ def test_two_processes_may_write_a_report_at_a_time(
 ) -> None:
     """A trial that is stopped does, and the sweep that hears of its end."""
     run = trained(tmp_path / "run")
-    mine, replace = os.getpid(), os.replace
+    replace = os.replace
 
     def while_another_writes(new: Path, path: Path) -> None:
         monkeypatch.setattr(os, "replace", replace)
-        monkeypatch.setattr(os, "getpid", lambda: mine + 1)
         write_report(run)
         replace(new, path)
 

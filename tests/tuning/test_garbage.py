@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from tests.tuning.conftest import Make
 from tests.tuning.reading import SEND
 from tuning import garbage
-from tuning.garbage import spared_garbage
+from tuning.garbage import frozen_heap
 
 
 class Node:
@@ -41,7 +41,7 @@ def test_what_was_there_is_collected_only_afterwards() -> None:
     gc.disable()  # or chance may collect it before
     try:
         before = circle()
-        with spared_garbage():
+        with frozen_heap():
             gc.collect()
             assert before() is not None
             new = circle()
@@ -54,7 +54,7 @@ def test_what_was_there_is_collected_only_afterwards() -> None:
 
 
 def test_the_last_who_asked_gives_all_back() -> None:
-    first, second = spared_garbage(), spared_garbage()
+    first, second = frozen_heap(), frozen_heap()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
@@ -66,7 +66,7 @@ def test_the_last_who_asked_gives_all_back() -> None:
 def test_what_somebody_else_has_frozen_stays() -> None:
     gc.freeze()
     count = gc.get_freeze_count()
-    with spared_garbage():
+    with frozen_heap():
         assert gc.get_freeze_count() == count
     assert gc.get_freeze_count() == count
 
