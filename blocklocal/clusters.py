@@ -76,8 +76,12 @@ def local_cluster() -> Iterator[None]:
             log_to_driver=False,
             _node_ip_address="127.0.0.1",  # no need to be reached from elsewhere
         )
-    except _FAILURES as error:
-        raise _refusal(None, error) from error
+    except Exception as error:  # bare, where a node does not start in time
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"cannot start Ray on this machine ({said}): free memory and disk space, or train in "
+            "this process with engine.kind = sequential"
+        ) from error
     try:
         yield
     finally:
@@ -88,7 +92,7 @@ _FAILURES = (OSError, RuntimeError, ValueError, OverflowError, RayError)
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 
 
-def _refusal(address: str | None, error: Exception) -> UserError:
+def _refusal(address: str, error: Exception) -> UserError:
     """One sentence on why a cluster could not be used."""
     said = " ".join(str(error).split())
     where = f"the Ray cluster at engine.address = {address!r}"
