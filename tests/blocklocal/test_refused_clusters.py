@@ -94,12 +94,3 @@ def test_a_refusal_of_many_lines_is_one_sentence(capsys: Capture, fails: list[Ex
     fails.append(ConnectionError("Could not find any\n  running Ray instance."))
     said = refused(capsys, "train", "engine.address=auto")
     assert "(Could not find any running Ray instance.): start one" in said
-
-
-def test_a_local_cluster_that_does_not_start(capsys: Capture, fails: list[Exception]) -> None:
-    fails.append(Exception("The current node timed out\nduring startup."))
-    assert refused(capsys, "train", "run.directory=run") == (
-        "cannot start Ray on this machine (The current node timed out during startup.): free "
-        "memory and disk space, or train in this process with engine.kind = sequential"
-    )
-    assert not Path("run").exists()
