@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint results throughput hop reach punisher snapshots endurance tracking clean sweep
+.PHONY: demo test test-long lint results throughput hop reach punisher snapshots endurance tracking clean sweep
 
 demo: $(INSTALLED)
 	$(BIN)/blocklocal train examples/digits.yaml
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest
+
+# The long scenes, which `test` leaves out.
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -m long
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

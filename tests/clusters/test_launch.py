@@ -37,6 +37,7 @@ def test_a_machine_is_never_this_one() -> None:
     assert Path("/proc/self/mounts").read_text() == mounts
 
 
+@pytest.mark.long
 @pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 def test_up_job_down(launched: dict[str, Any]) -> None:
     job = launched["job"]
@@ -47,11 +48,13 @@ def test_up_job_down(launched: dict[str, Any]) -> None:
     assert launched["left"] == []  # on the head; workers follow within a minute
 
 
+@pytest.mark.long
 @pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 def test_jobs_want_the_token(launched: dict[str, Any]) -> None:
     assert "Invalid authentication token" in launched["wrong"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 def test_a_run_grows_and_shrinks_with_the_cluster(launched: dict[str, Any]) -> None:
     """By `ray up --no-restart`, with a worker more and with one less again."""

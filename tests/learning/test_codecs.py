@@ -48,7 +48,7 @@ def bound(codec: Codec, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(x=tensors())
 def test_errors_are_bounded(codec: Codec, x: Tensor) -> None:
     y = round_trip(codec, x)
@@ -57,7 +57,7 @@ def test_errors_are_bounded(codec: Codec, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(x=tensors())
 def test_coding_what_was_decoded_gives_the_same_bits(codec: Codec, x: Tensor) -> None:
     once = codec.encode("x", x)
@@ -68,7 +68,7 @@ def test_coding_what_was_decoded_gives_the_same_bits(codec: Codec, x: Tensor) ->
 
 
 @pytest.mark.parametrize("codec", LOSSY, ids=KINDS[1:])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(x=tensors(), factor=st.integers(-5, 5))
 def test_powers_of_two_change_nothing(codec: Codec, x: Tensor, factor: int) -> None:
     """Gradients of sums and of means are coded equally well."""

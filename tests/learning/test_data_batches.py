@@ -34,7 +34,7 @@ def make(batch: int = 8, shards: int = 1, seed: int = 3, augment=BOTH, dataset=D
     return Batches(dataset, seed=seed, batch=batch, shards=shards, augment=augment)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**64 - 1),
     step=st.integers(0, 10**6),
@@ -50,7 +50,7 @@ def test_shards_concatenate_to_the_batch_bit_for_bit(seed, step, shards, size):
         assert torch.equal(cut.batch(step)[position], whole[position])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(steps=st.lists(st.integers(0, 40), min_size=1, max_size=8))
 def test_a_batch_does_not_depend_on_the_batches_before_it(steps):
     used = make()
@@ -125,7 +125,7 @@ def naive_augment(x: np.ndarray, draws: np.ndarray, chosen: AugmentSettings) -> 
     return out
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(flip=st.booleans(), crop=st.integers(0, 3), step=st.integers(0, 1000))
 def test_augmentation_equals_a_naive_loop(flip, crop, step):
     chosen = AugmentSettings(flip=flip, crop=crop)
@@ -146,7 +146,7 @@ def test_draws_cover_all_flips_and_offsets():
         assert counts.min() > 60
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(batch=st.integers(1, 50), name=st.sampled_from(["train", "validation", "test"]))
 def test_evaluation_covers_every_row_once_in_order(batch, name):
     batches = make()

@@ -85,7 +85,7 @@ def test_the_vocabulary_is_sorted_and_line_ends_are_characters(tmp_path):
     assert dataset.train.x[:, 0].tolist() == [order.index(c) for c in text[:9]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     length=st.integers(1, 80),
     context=st.integers(1, 9),

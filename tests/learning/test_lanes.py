@@ -209,7 +209,7 @@ def test_images_in_any_layout(rule, layout):
     )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data(), st.sampled_from(MAIN), st.integers(2, 4))
 def test_which_lane_has_which_shard_changes_no_bit(drawn, rule: str, lanes: int):
     shards = 5

@@ -22,7 +22,7 @@ KINDS = ("bernoulli", "gaussian", "gaussian-learned", "categorical")
 EXACT = ("bernoulli", "gaussian", "categorical")  # families whose score is E5 itself
 UNITS, CLASSES, STATES = 2, 3, 3
 GRID = torch.arange(-20, 20, 0.05, dtype=torch.float64)
-quick = settings(max_examples=15, deadline=None)
+quick = settings(max_examples=15)
 seeds = st.integers(0, 2**32 - 1)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 

@@ -47,7 +47,7 @@ def writer(seed: int, rank: int = RANK) -> tuple[Writer, Tensor]:
         return Writer(rank).double(), torch.randint(VOCABULARY, (3, 5))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.integers(1, WIDTH))
 def test_round_trip_is_exact_after_projection(seed: int, rank: int) -> None:
     codec = subspace(rank)

@@ -49,7 +49,7 @@ def test_additions_are_made_in_a_fixed_tree():
     assert (x[0] + x[1]) + (x[2] + x[3]) != ((x[0] + x[1]) + x[2]) + x[3]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=16))
 def test_powers_of_two_are_perfect_trees(numbers):
     numbers = numbers[: 1 << (len(numbers).bit_length() - 1)]
@@ -100,7 +100,7 @@ def lane_parts(gradients: Sequence[Gradients], own: Sequence[int]) -> Parts:
     return tree.parts()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data(), st.integers(1, 17), st.integers(1, 5), st.integers(0, 10**6))
 def test_lanes_end_with_the_bits_of_one(data, shards: int, lanes: int, seed: int) -> None:
     """Whichever lane has which shard, and however parts travel."""

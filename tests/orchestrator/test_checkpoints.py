@@ -46,7 +46,7 @@ def tensors(draw: st.DrawFn) -> Tensor:
     return tensor.expand(3, *tensor.shape) if how == "expanded" else tensor
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(max_size=5), tensors(), max_size=4), st.booleans())
 def test_round_trip_bit_for_bit(state: dict[str, Tensor], shared: bool) -> None:
     if shared:

@@ -69,7 +69,7 @@ def simulations(draw: st.DrawFn) -> Simulation:
 
 
 @given(simulations(), st.integers(0, 2**32))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_order_ends_with_every_message_received_once(
     simulation: Simulation, seed: int
 ) -> None:
@@ -95,7 +95,7 @@ def test_every_order_ends_with_every_message_received_once(
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 3), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_memory_of_a_block(blocks: int, shards: int, window: int, seed: int) -> None:
     """How many shards' activations a block holds at most, under each rule."""
     expected = {

@@ -144,7 +144,7 @@ def test_pairwise_interlocking_waits_for_the_next_block_only() -> None:
     assert limit(made, costs(made)).period == pytest.approx(7.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(RULES), st.integers(1, 4), st.integers(1, 3), st.data())
 def test_between_the_busiest_actor_and_all_in_a_row(
     rule: Rule, blocks: int, shards: int, data: st.DataObject
@@ -163,7 +163,7 @@ def test_between_the_busiest_actor_and_all_in_a_row(
 
 
 @given(st.sampled_from(RULES), st.integers(1, 4), st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_program_can_run(rule: Rule, blocks: int, shards: int) -> None:
     made = program(rule, blocks, shards)
     lists = programs(made, range(8))

@@ -33,7 +33,7 @@ def _problems(draw: st.DrawFn) -> tuple[list[int], int]:
     return costs, draw(st.integers(1, len(costs)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(_problems())
 def test_equals_brute_force(problem: tuple[list[int], int]) -> None:
     costs, blocks = problem
@@ -47,7 +47,7 @@ def test_equals_brute_force(problem: tuple[list[int], int]) -> None:
     assert key(sizes) == min(key(candidate) for candidate in _all_sizes(len(costs), blocks))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=7), st.data())
 def test_float_costs_reach_the_optimum(costs: list[float], data: st.DataObject) -> None:
     blocks = data.draw(st.integers(1, len(costs)))
@@ -131,7 +131,7 @@ def test_refining_asks_the_cheaper_neighbour_first() -> None:
     assert asked == [(2, 3, 2), (2, 2, 3), (3, 1, 3), (2, 1, 4)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(_problems(), st.dictionaries(st.integers(1, 8), st.integers(0, 20)))
 def test_refining_never_makes_the_slowest_block_slower(
     problem: tuple[list[int], int], head: dict[int, int]

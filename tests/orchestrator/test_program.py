@@ -118,7 +118,7 @@ def test_calendar_of_the_source_and_of_a_feedback_module() -> None:
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.lists(st.integers(0, 9), max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_chunks_put_together_are_the_whole_program(blocks: int, shards: int, cuts: list) -> None:
     made = program(BLL(), blocks, shards)
     edges = sorted({0, 9, *cuts})

@@ -65,7 +65,7 @@ cases = st.builds(
 
 
 @given(cases)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_operation_runs_once_in_order_and_no_device_does_the_impossible(case: dict) -> None:
     steps, blocks = 6, case["blocks"]
     made = made_program(case["rule"], blocks, case["shards"])
@@ -127,7 +127,7 @@ def test_every_operation_runs_once_in_order_and_no_device_does_the_impossible(ca
 
 
 @given(st.sampled_from(RULES), st.integers(1, 5), st.integers(1, 4), st.floats(0.0, 2.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_device_each_is_never_faster_than_the_busiest_block(
     rule: Rule, blocks: int, shards: int, latency: float
 ) -> None:

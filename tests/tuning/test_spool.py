@@ -78,7 +78,7 @@ def test_files_that_are_sent_are_deleted(tmp_path: Path, monkeypatch: pytest.Mon
     assert take(spool, 7) == [20]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.one_of(st.just("put"), st.integers(1, 4), st.just("again")), max_size=30))
 def test_any_order_of_events_loses_and_repeats_nothing(
     tmp_path_factory: pytest.TempPathFactory, events: list[str | int]
