@@ -1,7 +1,8 @@
 """Block-local training of deep networks on Ray: the Python API.
 
 `fit(model, data, rule=..., blocks=...)` trains an `nn.Sequential`, `arrays_dataset` makes its data,
-and `UserError` is what bad input raises.
+and `UserError` is what bad input raises. An `Observer` hears how training goes, and may raise
+`StopTraining`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
     from blocklocal.training import Result
     from learning.data import Dataset, arrays_dataset
     from learning.errors import UserError
+    from orchestrator.trainer import Observer, StopTraining
 
-__all__ = ["Dataset", "Result", "UserError", "arrays_dataset", "fit"]
+__all__ = ["Dataset", "Observer", "Result", "StopTraining", "UserError", "arrays_dataset", "fit"]
 
 _HOMES = {
     "Dataset": "learning.data",
+    "Observer": "orchestrator.trainer",
     "Result": "blocklocal.training",
+    "StopTraining": "orchestrator.trainer",
     "UserError": "learning.errors",
     "arrays_dataset": "learning.data",
     "fit": "blocklocal.api",

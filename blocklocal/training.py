@@ -22,6 +22,7 @@ from orchestrator.checkpoint_reader import Checkpoint
 from orchestrator.events import Engine
 from orchestrator.inline import Probe
 from orchestrator.plan import Plan
+from orchestrator.program import Calendar
 from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import State, export, model_state
 from orchestrator.trainer import Observer, StopTraining, Trainer
@@ -39,14 +40,18 @@ class Result:
 
     Attributes:
         directory: the run directory.
-        model: the original module with the weights of the last checkpoint.
+        model: the original module, in evaluation mode, with the weights of a checkpoint.
         metrics: of the last evaluation of each split, `test/block3/accuracy` and the like.
+        checkpoint: how many steps the weights have learnt: all, or those that `StopTraining` names.
+        stopped: whether an observer ended the run early.
     """
 
     directory: Path
     model: nn.Module
     plan: Plan
     metrics: dict[str, float]
+    checkpoint: int
+    stopped: bool = False
 
 
 def train(
@@ -171,7 +176,7 @@ def _train(
         check_place(config.tracking, run.path.parent)
         tracking = TrackingObserver(tracker(), connected) if config.tracking.enabled else None
         with _afterwards(end):
-            gauges = None
+            gauges = stop = None
             if engine is not None and config.engine.kind == "ray":
                 told = tracking.actors if tracking else None
                 gauges = RayMetrics(run.path.name, start, config.lanes.min, told)
@@ -188,18 +193,43 @@ def _train(
                 evaluation_batch = config.training.evaluation_batch
                 calendar = prepared.schedule.calendar(prepared.batches, evaluation_batch)
                 with _afterwards(lambda _: gauges.publish() if gauges else None):
-                    trainer.train(engine, range(start, steps), calendar)
+                    stop = _until_stopped(trainer, engine, range(start, steps), calendar)
             if tracking is not None:
                 tracking.wait()  # a run that MLflow refuses has not finished
-            state = run.checkpoints.load(steps).state
-            prepared.model.load_state_dict(model_state(state))
-            run.update_state(status="finished")
-            if tracking is not None:
+            reached = steps if stop is None else _named(run, stop)
+            state = run.checkpoints.load(reached).state if reached else {}
+            if state:
+                prepared.model.load_state_dict(model_state(state))
+            prepared.model.eval()
+            run.update_state(status="finished" if stop is None else "stopped")
+            if tracking is not None and state:
                 _send_files(tracking, run, state)
                 if engine is not None or not tracking.has_model:
                     rows = sample_rows(config, prepared.dataset, 2)
-                    tracking.model(prepared.model, rows, steps)
-    return Result(run.path, prepared.model, plan, _last_evaluations(run))
+                    tracking.model(prepared.model, rows, reached)
+    metrics = _last_evaluations(run)
+    return Result(run.path, prepared.model, plan, metrics, reached, stop is not None)
+
+
+def _until_stopped(
+    trainer: Trainer, engine: Engine, steps: range, calendar: Calendar
+) -> StopTraining | None:
+    """Train to the end, or until an observer stops the run and names the weights to end with."""
+    try:
+        trainer.train(engine, steps, calendar)
+    except StopTraining as stop:
+        if stop.checkpoint is None:
+            raise
+        return stop
+    return None
+
+
+def _named(run: RunDirectory, stop: StopTraining) -> int:
+    """The step of the checkpoint that a stopped run ends with; 0 before the first."""
+    assert stop.checkpoint is not None
+    if stop.checkpoint == "last" and run.checkpoints.last is None:
+        return 0
+    return run.checkpoints.resolve(stop.checkpoint)
 
 
 @contextmanager

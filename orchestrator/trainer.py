@@ -36,7 +36,16 @@ _log = logging.getLogger(__name__)
 
 
 class StopTraining(Exception):  # noqa: N818 - no error
-    """An observer raises it to end a run early: its records say `stopped`, and it can go on."""
+    """An observer raises it to end a run early: its records say `stopped`, and it can go on.
+
+    Args:
+        checkpoint: whose weights the run ends with: "last", "best" or a step. None: nobody takes
+            them, and what trains the run raises this on.
+    """
+
+    def __init__(self, checkpoint: str | int | None = "last") -> None:
+        super().__init__("an observer stopped this run")
+        self.checkpoint = checkpoint
 
 
 class Observer:

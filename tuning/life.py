@@ -77,7 +77,7 @@ class Life:
 
     def check(self) -> None:
         if self._over:
-            raise StopTraining
+            raise StopTraining(checkpoint=None)
 
     def tell(self, steps: int, metrics: Mapping[str, float], last: bool) -> None:
         self.check()
