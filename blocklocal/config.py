@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
 from blocklocal.sections import EngineSettings, RunSettings, TrainingSettings
 from blocklocal.setting_models import models_at, models_in, written_keys
 from learning.data import DataSettings, DigitsSettings
-from learning.errors import UserError
+from learning.errors import UserError, named, shown
 from learning.networks import MLPSettings, NetworkSettings
 from learning.rules import Local, RuleSettings
 from learning.settings import (
@@ -28,6 +27,8 @@ from learning.settings import (
     Settings,
     UpdateSettings,
 )
+from learning.yaml_files import MOST_BYTES, read_yaml
+from learning.yaml_text import MOST_DEPTH, YAMLTextError, parse_yaml
 from orchestrator.lane_settings import LaneSettings
 from orchestrator.planning import BlocksSettings
 from orchestrator.storage import CheckpointSettings
@@ -90,21 +91,19 @@ def load_config(
     return make_config(tree)
 
 
-def read_tree(path: Path) -> dict[str, Any]:
+def read_tree(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
     """Read a YAML file of settings, not validated.
+
+    Args:
+        most_bytes: that it may have.
 
     Raises:
         UserError: when it cannot be read or holds anything else.
     """
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): give an existing file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML ({reason}): mend the file") from error
+    loaded = read_yaml(path, most_bytes)
     if not isinstance(loaded, dict):
-        raise UserError(f"{path} holds {type(loaded).__name__}, not settings: write key: value")
+        what = type(loaded).__name__
+        raise UserError(f"{named(path)} holds {what}, not settings: write key: value")
     return loaded
 
 
@@ -117,12 +116,19 @@ def lay_words(tree: dict[str, Any], words: Sequence[str]) -> None:
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key:
-            raise UserError(f"{word!r} is not a setting: write dotted.key=value")
+            raise UserError(f"{shown(word)} is not a setting: write dotted.key=value")
+        path = key.split(".")
+        if len(path) > MOST_DEPTH:
+            raise UserError(
+                f"{shown(word)} names a setting {len(path)} levels deep: use at most {MOST_DEPTH}"
+            )
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"the value of {word!r} is not valid YAML: quote it") from error
-        overlay(tree, key.split("."), value)
+            value = parse_yaml(text)
+        except YAMLTextError as error:
+            raise UserError(
+                f"the value of {shown(word)} is not valid YAML ({error}): mend or quote it"
+            ) from error
+        overlay(tree, path, value)
 
 
 def make_config(tree: Mapping[str, Any]) -> RunConfig:
@@ -191,7 +197,7 @@ def explained(error: ValidationError, model: type[BaseModel] = RunConfig, prefix
     if first["type"] == "union_tag_invalid":
         context = first.get("ctx", {})
         tag, expected = context.get("tag"), context.get("expected_tags")
-        return f"{key}.kind = {tag!r} is unknown: use one of {expected}"
+        return f"{key}.kind = {shown(tag)} is unknown: use one of {expected}"
     if first["type"] == "union_tag_not_found":
         return f"{key}.kind is missing: set {key}.kind=..."
     if first["type"] == "value_error":
@@ -206,7 +212,7 @@ def explained(error: ValidationError, model: type[BaseModel] = RunConfig, prefix
         if prefix + ".".join(written_keys(e["loc"], model, keep_last=False)) == key
     ]
     reasons = " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in same))
-    return f"{key} = {first['input']!r} is not possible: {reasons}"
+    return f"{key} = {shown(first['input'])} is not possible: {reasons}"
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:

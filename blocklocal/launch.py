@@ -16,9 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
-import yaml
-
 from learning.errors import UserError
+from learning.yaml_files import read_yaml
 
 _ELSEWHERE = ("engine=", "engine.kind=", "engine.address=")
 
@@ -31,8 +30,8 @@ def wants_local_cluster(words: Sequence[str]) -> bool:
     written: object = {}
     if settings and "=" not in settings[0]:
         try:
-            written = yaml.safe_load(Path(settings.pop(0)).read_bytes())
-        except (OSError, ValueError, yaml.YAMLError):
+            written = read_yaml(Path(settings.pop(0)))
+        except UserError:
             return False  # the command says what is wrong with the file
     engine = written.get("engine") if isinstance(written, dict) else None
     if engine is not None and not (isinstance(engine, dict) and _here(engine)):

@@ -11,10 +11,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from blocklocal.clusters import cluster
-from blocklocal.config import RunConfig, make_config
+from blocklocal.config import RunConfig, make_config, read_tree
 from blocklocal.preparation import available_cpus, cores
 from blocklocal.sweep_checks import (
     Length,
@@ -28,6 +26,7 @@ from blocklocal.sweep_outcome import write_outcome
 from blocklocal.sweep_runs import TrialRuns
 from blocklocal.sweep_tracked import track_best, tracking_of
 from learning.errors import UserError
+from learning.yaml_files import MOST_RECORDED, write_yaml
 from orchestrator.borrowed import own_node
 from orchestrator.files import write_file
 from tuning.schedulers import check_scheduler
@@ -56,7 +55,7 @@ def start(path: Path, words: Sequence[str], say: Say, *, dry_run: bool = False) 
     base = make_config(file.base)
     check_place(base.tracking, directory.parent)
     if dry_run:
-        say(yaml.safe_dump(file.dump(), sort_keys=False).rstrip())
+        say(write_yaml(file.dump()).rstrip())
         for number, values in list(points.items())[:10]:
             say(f"trial {number:04d}: {', '.join(f'{k}={v}' for k, v in values.items())}")
     with _connected(base):
@@ -87,7 +86,7 @@ def go_on(directory: Path, say: Say) -> bool:
     directory = Path(os.path.abspath(directory))
     if not (directory / FILE).is_file():
         raise UserError(f"{directory} is no sweep (no {FILE}): name the directory of one")
-    file = SweepFile.read(directory / FILE)
+    file = SweepFile.of(read_tree(directory / FILE, MOST_RECORDED))
     points, length, corners = _checked(file)
     with _locked(directory), _connected(make_config(file.base)):
         runs = _runs(file)
@@ -190,7 +189,7 @@ def _create(directory: Path, file: SweepFile) -> None:
         UserError: when it cannot be written.
     """
     new = directory.parent / f".{directory.name}.new-{os.getpid()}"
-    text = yaml.safe_dump(file.dump(), sort_keys=False, allow_unicode=True)
+    text = write_yaml(file.dump())
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         (new / RUNS).mkdir(parents=True)

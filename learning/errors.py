@@ -2,9 +2,71 @@
 
 from __future__ import annotations
 
+import os
+import re
+import reprlib
+
+MOST = 480
+"""Characters of a sentence."""
+_LEFT_OUT = " ... "
+
 
 class UserError(ValueError):
-    """Input that cannot be run: the command line prints the sentence and exits with code 2."""
+    """Input that cannot be run: the command line prints the sentence and exits with code 2.
+
+    However long the values are that a message quotes, it is one line of at most `MOST` characters.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__(), MOST)
+
+
+def one_line(text: str, most: int = MOST) -> str:
+    """A text in one line without control characters, its middle left out where it is long."""
+    text = re.sub(r"\s*[\n\r]\s*", " ", text.strip())
+    line = "".join(c if c.isprintable() else _escaped(c) for c in text)
+    if len(line) <= most:
+        return line
+    end = (most - len(_LEFT_OUT)) // 2
+    return line[: most - len(_LEFT_OUT) - end] + _LEFT_OUT + line[-end:]
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value for a message, as Python writes it, as far as there is room for it.
+
+    Takes no longer for a large or deep value than for a small one.
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) and len(value) > 4 * most:
+        value = value[: 2 * most] + _LEFT_OUT + value[-2 * most :]
+    return one_line(_REPR.repr(value), most)
+
+
+def named(path: str | os.PathLike[str], most: int = 160) -> str:
+    """A path, or the name of something, for a message: without quotes, as far as there is room."""
+    return one_line(os.fspath(path), most)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+class _Repr(reprlib.Repr):
+    """Bounded in every direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxtuple, self.maxlist, self.maxdict = 4, 12, 12, 8
+        self.maxstring = self.maxother = 400
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python itself refuses to write thousands of digits."""
+        bits = x.bit_length()
+        return repr(x) if bits < 300 else f"an integer of {bits} bits"
+
+
+_REPR = _Repr()
 
 
 class NonFiniteLossError(UserError):

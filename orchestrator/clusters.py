@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError
 
-from learning.errors import UserError
+from learning.errors import UserError, named, shown
 from learning.settings import Settings
+from learning.yaml_files import read_yaml
 
 
 class PathSettings(Settings):
@@ -81,17 +81,9 @@ class ClusterDescription(Settings):
         Raises:
             UserError: when it cannot be read or does not describe a cluster.
         """
-        try:
-            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(
-                f"cannot read {path} ({error.strerror}): give an existing file"
-            ) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path} is not valid YAML ({reason}): mend the file") from error
+        tree = read_yaml(path)
         if not isinstance(tree, dict):
-            raise UserError(f"{path} describes no cluster: write key: value")
+            raise UserError(f"{named(path)} describes no cluster: write key: value")
         try:
             made = cls.model_validate(tree)
         except ValidationError as error:
@@ -103,11 +95,11 @@ class ClusterDescription(Settings):
                 reason = f"{key} is missing: set it"
             else:
                 message = first["msg"][0].lower() + first["msg"][1:]
-                reason = f"{key} = {first['input']!r} is not possible: {message}"
-            raise UserError(f"{path}: {reason}") from error
+                reason = f"{key} = {shown(first['input'])} is not possible: {message}"
+            raise UserError(f"{named(path)}: {reason}") from error
         if made.background >= made.devices:
             raise UserError(
-                f"{path}: background = {made.background:g} leaves nothing of {made.devices} cores: "
-                "set it lower than devices"
+                f"{named(path)}: background = {made.background:g} leaves nothing of "
+                f"{made.devices} cores: set it lower than devices"
             )
         return made

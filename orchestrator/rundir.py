@@ -15,11 +15,11 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError
 
-from learning.errors import UserError
+from learning.errors import UserError, named
 from learning.settings import Settings
+from learning.yaml_files import MOST_RECORDED, read_yaml, write_yaml
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.files import (
     read_sealed,
@@ -70,7 +70,7 @@ class RunDirectory(RunRecords):
         shared = shared_storage(plain)
         state = RunState(id=uuid.uuid4().hex if shared else None)
         contents = {
-            "config.yaml": yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode(),
+            "config.yaml": write_yaml(plain).encode(),
             "version.json": (json.dumps(version, indent=2) + "\n").encode(),
             "plan.json": (plan.model_dump_json(indent=2) + "\n").encode(),
             "state.json": sealed(state.model_dump()),
@@ -173,10 +173,12 @@ class RunDirectory(RunRecords):
         """The resolved settings of the run."""
         path = self.path / "config.yaml"
         try:
-            return yaml.safe_load(path.read_bytes())
-        except (OSError, yaml.YAMLError) as error:
-            what = str(error).splitlines()[0]
-            raise UserError(f"cannot read {path} ({what}): restore it from a copy") from error
+            tree = read_yaml(path, MOST_RECORDED)
+        except UserError as error:
+            raise UserError(f"{error}, or restore it from a copy") from error
+        if not isinstance(tree, dict):
+            raise UserError(f"{named(path)} holds no settings: restore it from a copy")
+        return tree
 
     @property
     def version(self) -> dict[str, Any]:

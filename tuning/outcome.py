@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from learning.errors import UserError
+from learning.yaml_files import write_yaml
 from orchestrator.files import replace_file
 from orchestrator.pages import table
 from tuning.records import Outcome
@@ -91,7 +90,7 @@ def write_best(path: Path, tree: Mapping[str, Any], best: Outcome, metric: str) 
     )
     if best.status != "finished":
         note += "# It was stopped there; this trains it to the end.\n"
-    text = yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+    text = write_yaml(dict(tree))
     replace_file(path, [(note + text).encode()])
 
 
@@ -161,7 +160,7 @@ def _statuses(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _cell(value: Any) -> Any:
-    return value if isinstance(value, int | float | str) else yaml.safe_dump(value).strip()
+    return value if isinstance(value, int | float | str) else write_yaml(value).strip()
 
 
 def _short(value: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from cyclopts import Parameter
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from blocklocal.preparation import prepare
 from blocklocal.resuming import check_given, check_resumable, start_of
 from blocklocal.training import Result, resume, train
 from learning.errors import UserError
+from learning.yaml_files import write_yaml
 from orchestrator.rundir import RunDirectory
 
 
@@ -40,7 +40,7 @@ def train_command(
     with cluster(config):
         prepared = prepare(config)
         if dry_run:
-            say(yaml.safe_dump(prepared.config.model_dump(mode="json"), sort_keys=False))
+            say(write_yaml(prepared.config.model_dump(mode="json")))
         console.print(prepared.plan.table())
         if dry_run:
             return

@@ -161,7 +161,7 @@ def test_arguments_of_a_custom_network_are_free() -> None:
         ),
         (["training.batch"], "'training.batch' is not a setting: write dotted.key=value"),
         (["=3"], "'=3' is not a setting: write dotted.key=value"),
-        (["run.name=[a"], "the value of 'run.name=[a' is not valid YAML: quote it"),
+        (["run.name=[a"], "the value of 'run.name=[a' is not valid YAML (line 1, column 3: "),
         (["run.name=../up"], "run.name = '../up' is not possible: string should match pattern"),
     ],
 )

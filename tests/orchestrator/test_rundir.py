@@ -34,7 +34,7 @@ def test_layout(tmp_path: Path) -> None:
     assert run.checkpoints.storage.at("x") == str(run.path / "checkpoints" / "x")
     assert run.plan == PLAN
     (run.path / "config.yaml").write_text("{")
-    with pytest.raises(UserError, match=r"cannot read .*config.yaml"):
+    with pytest.raises(UserError, match=r"config.yaml is not valid YAML .* restore it"):
         run.config  # noqa: B018
 
 
