@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -14,10 +14,14 @@ from learning.errors import UserError
 
 @dataclass(frozen=True)
 class Unit:
-    """An indivisible layer or residual block, with its name in the original module."""
+    """An indivisible layer or residual block, with its name in the original module.
+
+    `position` is its place among the network's units, from 0.
+    """
 
     name: str
     module: nn.Module
+    position: int = 0
 
 
 def units_of(model: nn.Module) -> list[Unit]:
@@ -31,7 +35,7 @@ def units_of(model: nn.Module) -> list[Unit]:
             f"a network must be an nn.Sequential, not {type(model).__name__}: "
             "express it as an nn.Sequential of its layers"
         )
-    units = list(_flatten(model, ""))
+    units = [replace(unit, position=i) for i, unit in enumerate(_flatten(model, ""))]
     if not units:
         raise UserError("the network has no units: add at least one layer")
     return units

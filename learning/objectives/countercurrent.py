@@ -10,7 +10,7 @@ from learning.objectives.tables import CosineLoss
 
 
 class CounterCurrent(Objective):
-    """Mean over pairs of samples of (cos(a_i, b(y_j)) - [y_i = y_j])^2.
+    """Mean over samples i and labels c of (cos(a_i, b(c)) - [y_i = c])^2.
 
     Kao & Hariharan 2024, arXiv 2409.19841. a (b, U, 1) is the readout of the block's output, b the
     table of its feedback module, a constant here. The scores of a label are the cosines.

@@ -83,8 +83,10 @@ def glued(picked: Sequence[Unit], expected: Sequence[Shape], shape: Shape) -> nn
 def _adapters(unit: Unit, shape: Shape, wanted: Shape) -> list[nn.Module]:
     """What leads from `shape` to something that the unit, made for `wanted`, accepts.
 
-    The number of features is mapped by a 1x1 convolution or a linear layer. Space stays as it is,
-    so that strides are those of the picked units, unless the unit reads images of one size only.
+    Where units that halve images were left out, an image that is twice as large as the unit's own
+    or more is halved once, as in the authors' code: by a pooling, unless the unit halves it itself.
+    The number of features is mapped by a 1x1 convolution or a linear layer. An image of yet
+    another size stays as it is, unless the unit reads images of one size only.
     """
     if len(shape) == 3 and len(wanted) == 1:
         between = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
@@ -94,14 +96,24 @@ def _adapters(unit: Unit, shape: Shape, wanted: Shape) -> list[nn.Module]:
             f"unit {unit.name!r} reads activations of shape {wanted}, which an auxiliary network "
             f"cannot make of {shape}: cut the network at another unit or lower rule.depth"
         )
+    if len(wanted) != 3:
+        fits = shape[-1] == wanted[-1]
+        return [] if fits else [nn.Linear(shape[-1], wanted[-1], bias=False)]
     adapters: list[nn.Module] = []
-    if len(wanted) == 3:
-        if shape[0] != wanted[0]:
-            adapters.append(nn.Conv2d(shape[0], wanted[0], 1, bias=False))
-        try:
-            output_shape(unit.module, (wanted[0], *shape[1:]))
-        except RuntimeError:
-            adapters.insert(0, nn.AdaptiveAvgPool2d(wanted[1:]))
-    elif shape[-1] != wanted[-1]:
-        adapters.append(nn.Linear(shape[-1], wanted[-1], bias=False))
+    rows, columns = (2 if shape[i] >= 2 * wanted[i] else 1 for i in (1, 2))
+    if max(rows, columns) == 2 and not _halves(unit, wanted):
+        adapters.append(nn.AvgPool2d((rows, columns), ceil_mode=True))
+        shape = output_shape(adapters[0], shape)
+    if shape[0] != wanted[0]:
+        adapters.append(nn.Conv2d(shape[0], wanted[0], 1, bias=False))
+    try:
+        output_shape(unit.module, (wanted[0], *shape[1:]))
+    except RuntimeError:
+        adapters.insert(0, nn.AdaptiveAvgPool2d(wanted[1:]))
     return adapters
+
+
+def _halves(unit: Unit, wanted: Shape) -> bool:
+    """Whether the unit makes images smaller."""
+    made = output_shape(unit.module, wanted)
+    return len(made) == 3 and made[1:] < wanted[1:]

@@ -59,16 +59,14 @@ class EvidenceLoss(TableLoss):
 
 
 class CosineLoss(TableLoss):
-    """Mean over pairs (i, j) of (cos(a_i, b(y_j)) - [y_i = y_j])^2, times the samples (CCL).
+    """Mean over samples i and labels c of (cos(a_i, b(c)) - [y_i = c])^2, times the samples (CCL).
 
-    Kao & Hariharan 2024 (counter-current learning, NeurIPS 2024). Samples with the same label have
-    one row in common, so the mean over j is taken over labels, weighted by how many samples have
-    them: (N, C) cosines instead of (N, N).
+    Kao & Hariharan 2024 (counter-current learning, NeurIPS 2024), whose code compares every sample
+    with one row a label, each label as much as another: (N, C) cosines.
     """
 
     def forward(self, a: Tensor, table: Message, y: Tensor) -> tuple[Tensor, Tensor]:
         rows = F.normalize(table["b"].flatten(1), dim=-1)
         cosines = F.normalize(a.flatten(1), dim=-1) @ rows.T
         same = F.one_hot(y.flatten(), len(rows)).to(cosines.dtype)
-        error = (cosines - same).square() @ same.mean(0)
-        return error.mean() * len(y), cosines.detach()
+        return (cosines - same).square().mean() * len(y), cosines.detach()

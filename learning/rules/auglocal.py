@@ -36,8 +36,9 @@ class AugLocal(Rule):
         """Units in the auxiliary network of block `index` of `last`, as far as there are any."""
         if self.depth == 0:
             return 0
-        way = (index - 1) / (last - 2) if last > 2 else 0.0
-        return max(1, round(self.depth * (1 - self.slope * way) + self.slope * way))
+        # In the order of operations of the authors' code, which decides what is a tie.
+        way = (index - 1) * self.slope / (last - 2) if last > 2 else 0.0
+        return max(1, round(self.depth * (1 - way) + way))
 
     def objective(self, site: Site) -> Objective | None:
         later = [unit for block in site.later for unit in block][:-1]
@@ -45,7 +46,8 @@ class AugLocal(Rule):
         shape, layers = site.shape, OrderedDict[str, nn.Module]()
         if depth:
             shapes = input_shapes(later, site.shape)
-            picks = picked(len(later), depth)
+            first = later[0].position
+            picks = [i - first for i in picked(first - 1, len(later), depth)]
             features = glued([later[i] for i in picks], [shapes[i] for i in picks], site.shape)
             layers["features"] = features
             shape = output_shape(features, site.shape)
@@ -53,6 +55,10 @@ class AugLocal(Rule):
         return AuxiliaryClassifier(nn.Sequential(layers))
 
 
-def picked(units: int, depth: int) -> list[int]:
-    """`depth` of the positions 0..units-1, evenly spaced, the last one among them."""
-    return [round(units * i / depth) - 1 for i in range(1, depth + 1)]
+def picked(at: int, later: int, depth: int) -> list[int]:
+    """Which `depth` of the `later` units behind unit `at` are copied, numbered in the network.
+
+    Evenly spaced, the last one among them; ties go to the even number, as in the authors' code
+    (Ma et al. 2024), which rounds positions in the network and not distances from `at`.
+    """
+    return [round(at + later / depth * i) for i in range(1, depth + 1)]

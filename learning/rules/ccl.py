@@ -34,10 +34,6 @@ class CounterCurrentLearning(Rule):
         """The readout as that of a latent, of which only the coordinates are used."""
         return LatentSettings(grid=self.pooling.grid, normalization=self.pooling.normalization)
 
-    @property
-    def batch_coupled(self) -> bool:
-        return True
-
     def objective(self, site: Site) -> Objective | None:
         return CounterCurrent(self.latent, site.shape, per_token=bool(site.target_shape))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from learning.errors import UserError
 from learning.networks import GPTSettings, ResNetSettings, VGG8bSettings, build_network
@@ -35,29 +37,90 @@ def seed() -> None:
 
 
 def test_units_are_picked_evenly_and_the_last_one_is_among_them():
-    assert picked(6, 6) == [0, 1, 2, 3, 4, 5]
-    assert picked(6, 1) == [5] and picked(6, 2) == [2, 5] and picked(6, 3) == [1, 3, 5]
-    assert picked(5, 2) == [1, 4]  # round(2.5) - 1
+    assert picked(0, 6, 6) == [1, 2, 3, 4, 5, 6]
+    assert picked(0, 6, 1) == [6] and picked(0, 6, 2) == [3, 6] and picked(0, 6, 3) == [2, 4, 6]
     for units in range(1, 40):
         for depth in range(1, units + 1):
-            picks = picked(units, depth)
-            assert len(set(picks)) == depth and picks == sorted(picks) and picks[0] >= 0
+            picks = picked(3, units, depth)
+            assert len(set(picks)) == depth and picks == sorted(picks)
+            assert picks[0] > 3 and picks[-1] == 3 + units
 
 
-def test_the_paper_s_picks_where_every_block_is_a_unit():
-    """Indices round(l + (L-l-1) i / d), i = 1..d, of layers 0..L-1 behind layer l."""
-    for total, at, depth in ((11, 3, 3), (55, 20, 5), (55, 0, 6), (8, 6, 1)):
-        paper = [round(at + (total - at - 1) * i / depth) for i in range(1, depth + 1)]
-        assert [at + 1 + p for p in picked(total - at - 1, depth)] == paper
+def test_ties_fall_as_in_the_authors_code():
+    """They round positions in the network: behind an odd one ties fall otherwise than distances."""
+    assert picked(1, 53, 2) == [28, 54]  # 27.5 goes to 28, although 26.5 would go to 26
+    assert picked(0, 5, 2) == [2, 5] and picked(1, 5, 2) == [4, 6]
+    for total in range(2, 56):
+        for at in range(total - 1):
+            for depth in range(1, total - at):
+                theirs = [round(at + (total - at - 1) / depth * i) for i in range(1, depth + 1)]
+                assert picked(at, total - at - 1, depth) == theirs
+
+
+def test_the_copies_are_those_of_the_picked_positions():
+    """Two hidden units a block, so that the block's number is not the number of its units."""
+    sizes = range(10, 22)  # of hidden unit 0, 1, ...: a copy is known by what it makes
+    layers = [nn.Linear(a, b) for a, b in pairwise([4, *sizes])]
+    model = nn.Sequential(*layers, nn.Linear(21, 3))
+    rule = AugLocal(depth=4, slope=0)
+    blocks = engine_of(rule, model, [str(i) for i in range(2, 12, 2)]).blocks
+    for k, block in enumerate(blocks[:-1], start=1):
+        at, later = 2 * k - 1, 12 - 2 * k
+        expected = (
+            [round(at + later / 4 * i) for i in range(1, 5)] if later > 4 else [*range(at + 1, 12)]
+        )
+        copies = [m for n, m in block.objective.head.features.named_children() if "unit" in n]
+        assert [sizes.index(copy.out_features) for copy in copies] == expected
+
+
+def published_cost(dims: list[int], at: int, depth: int) -> int:
+    """Multiplications a sample of the authors' auxiliary network for CIFAR ResNets, by hand.
+
+    Two 3x3 convolutions a copy. It halves once for each time that the channels have doubled, and
+    then, as when the channels change, has a projection.
+    """
+    size, due, channels, cost = 32 * 16 // dims[at], 0, dims[at], 0
+    for pick in picked(at, len(dims) - at - 1, depth):
+        due += (dims[pick] // channels).bit_length() - 1
+        halving, due = (2, due - 1) if due else (1, 0)
+        size //= halving
+        cost += size**2 * 9 * (channels + dims[pick]) * dims[pick]
+        if halving == 2 or channels != dims[pick]:
+            cost += size**2 * channels * dims[pick]
+        channels = dims[pick]
+    return cost
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 6])
+def test_auxiliary_networks_of_resnet_110_cost_what_the_published_ones_do(depth):
+    dims = [16] * 19 + [32] * 18 + [64] * 18
+    units = units_of(build_network(ResNetSettings(preset="resnet110"), (3, 32, 32), 10, 0))[:-1]
+    shapes = [*input_shapes(units, (3, 32, 32))[1:], (64, 8, 8)]  # what each unit makes
+    ratios = []
+    for at in range(0, 54, 3):
+        d = min(depth, 54 - at)
+        picks = picked(at, 54 - at, d)
+        features = glued([units[i] for i in picks], [shapes[i - 1] for i in picks], shapes[at])
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            features.eval()(torch.zeros(1, *shapes[at]))
+        ratios.append(counter.get_total_flops() / 2 / published_cost(dims, at, d))
+    # A copy reads as many channels as its pattern, behind a cheap 1x1 convolution, where theirs
+    # reads those that there are: from 16 to 64 that is 2 * 64 for 16 + 64.
+    assert min(ratios) > 0.9 and max(ratios) < 1.6
 
 
 def test_the_pyramid():
-    """The paper's depths, round(d (1 - tau t) + tau t) with t = l / (L-2), l = 0..L-2."""
+    """The authors' depths, round(d (1 - l tau / (L-2)) + l tau / (L-2)), l = 0..L-2."""
     rule = AugLocal(depth=6)
     blocks = 10
     paper = [max(1, round(6 * (1 - 0.5 * x / 8) + 0.5 * x / 8)) for x in range(9)]
     assert [rule.depth_of(k, blocks) for k in range(1, blocks)] == paper
     assert paper[0] == 6 and paper[-1] == round(3.5)
+    for depth in range(1, 9):
+        for last in range(3, 57):
+            ways = [x * 0.5 / (last - 2) for x in range(last - 1)]
+            theirs = [max(1, round(depth * (1 - way) + way)) for way in ways]
+            assert [AugLocal(depth=depth).depth_of(k, last) for k in range(1, last)] == theirs
     assert {AugLocal(depth=6, slope=0).depth_of(k, blocks) for k in range(1, blocks)} == {6}
     assert AugLocal(depth=6, slope=1).depth_of(9, blocks) == 1
     assert AugLocal(depth=3).depth_of(1, 2) == 3
@@ -158,7 +221,7 @@ def test_gradients_by_hand():
     block = engine.blocks[0]
     head = block.objective.head
     unit1, unit2 = head.features.unit1, head.features.unit2
-    assert picked(4, 2) == [1, 3] and isinstance(unit1, nn.Tanh) and isinstance(unit2, nn.Tanh)
+    assert isinstance(unit1, nn.Tanh) and isinstance(unit2, nn.Tanh)
     h = torch.tanh(torch.tanh(block.chain(x)))
     loss = F.cross_entropy(h @ head.linear.linear.weight.T + head.linear.linear.bias, y)
     weight = block.chain.units[0].weight

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from learning.checks import check_program
-from learning.errors import UserError
 from learning.learners.feedback import FeedbackSettings
 from learning.objectives.base import Told
 from learning.objectives.countercurrent import CounterCurrent
@@ -26,24 +23,24 @@ PLAIN = PoolingSettings(normalization="none")
 
 
 def by_hand(a: list[list[float]], rows: list[list[float]], y: list[int]) -> float:
-    """The mean over all pairs, the sum written out, in plain Python."""
+    """The mean over samples and labels, the sum written out, in plain Python."""
 
     def cosine(u: list[float], v: list[float]) -> float:
         return sum(p * q for p, q in zip(u, v, strict=True)) / math.hypot(*u) / math.hypot(*v)
 
     terms = [
-        (cosine(a[i], rows[y[j]]) - (y[i] == y[j])) ** 2
+        (cosine(a[i], rows[label]) - (y[i] == label)) ** 2
         for i in range(len(y))
-        for j in range(len(y))
+        for label in range(len(rows))
     ]
-    return sum(terms) / len(y) ** 2
+    return sum(terms) / len(y) / len(rows)
 
 
 def loss_of(a: Tensor, rows: Tensor, y: Tensor) -> Tensor:
-    """The same with tensors: the N x N matrix that the loss never makes."""
+    """The same with tensors."""
     a = a / a.norm(dim=-1, keepdim=True)
-    b = rows[y] / rows[y].norm(dim=-1, keepdim=True)
-    return (a @ b.T - (y[:, None] == y).to(a.dtype)).square().mean()
+    b = rows / rows.norm(dim=-1, keepdim=True)
+    return (a @ b.T - (y[:, None] == torch.arange(len(rows))).to(a.dtype)).square().mean()
 
 
 def test_the_loss_by_hand():
@@ -55,11 +52,17 @@ def test_the_loss_by_hand():
     torch.testing.assert_close(scores, torch.cosine_similarity(a[:, None], rows[None], dim=-1))
 
 
-def test_labels_that_are_not_in_the_batch_have_no_gradient():
-    a, rows = random(5, 4), random(4, 4, seed=1).requires_grad_()
-    loss, _ = CosineLoss()(a[..., None], {"b": rows[..., None]}, Y)
+def test_how_often_a_label_is_in_the_batch_does_not_weigh_its_row():
+    """As in the authors' code: a sample meets the row of every label, in the batch or not."""
+    a, rows = random(1, 4), random(4, 4, seed=1)
+    loss, _ = CosineLoss()(a[..., None], {"b": rows[..., None]}, torch.tensor([2]))
+    often = torch.tensor([2, 2, 2])
+    thrice, _ = CosineLoss()(a.expand(3, -1)[..., None], {"b": rows[..., None]}, often)
+    torch.testing.assert_close(thrice, 3 * loss)
+    rows = rows.requires_grad_()
+    loss, _ = CosineLoss()(random(5, 4)[..., None], {"b": rows[..., None]}, Y)
     (gradient,) = torch.autograd.grad(loss, rows)
-    assert not gradient[3].any() and gradient[:3].abs().min() > 0
+    assert gradient.abs().amax(1).min() > 0  # the row of label 3 too, which no sample has
 
 
 def test_the_block_learns_against_a_constant_table():
@@ -115,11 +118,15 @@ def test_tokens_are_samples_of_the_mean():
     assert assessment.scores.shape == (4, 5, 3)
 
 
-def test_it_compares_samples_and_so_needs_whole_batches():
-    engine = engine_of(CounterCurrentLearning())
-    program = replace(engine.program, settings=replace(engine.program.settings, shards=2))
-    with pytest.raises(UserError, match=r"training.shards = 2 shows a block only a part"):
-        check_program(program, [block.units for block in engine.blocks], torch.zeros(4, 4))
+def test_shards_add_up_to_the_batch():
+    """The loss is a sum over samples: the same gradients from one shard and from two."""
+    rule = CounterCurrentLearning(pooling=PLAIN)
+    whole, halves = (
+        gradients_of(engine_of(rule, shards=shards), 0, shards_of(shards)) for shards in (1, 2)
+    )
+    for k in (1, 2, 3):
+        for name, gradient in whole[k].items():
+            torch.testing.assert_close(halves[k][name], gradient)
 
 
 @pytest.mark.parametrize("tokens", [False, True])

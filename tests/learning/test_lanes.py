@@ -72,6 +72,7 @@ RULES: dict[str, Rule] = {
     "local": Local(head=CONV),
     "interlocking": Interlocking(reach=2, head=CONV),
     "bll": BLL_AUTO,
+    "ccl": CounterCurrentLearning(),
     "bll, direct, bootstrap": BLL(
         feedback=FeedbackSettings(kind="direct", delay=1, hidden=4),
         bootstrap=BootstrapSettings(share=0.5, until=0.9),
@@ -258,7 +259,6 @@ def test_a_state_loaded_amidst_a_step_leaves_nothing_of_it():
 
 REFUSED: list[tuple[Rule, dict[str, Any], int, str]] = [
     (Local(), {"update": UpdateSettings(fused=True), "shards": 1}, 2, r"update.fused = false or"),
-    (CounterCurrentLearning(), {"shards": 1}, 2, r"all samples of a batch: use lanes.max = 1"),
     (PredSim(), {"shards": 1}, 3, r"all samples of a batch: use lanes.max = 1"),
     (InfoPro(contrast="supcon"), {"shards": 1}, 2, r"all samples of a batch: use lanes.max = 1"),
     (DelayedGradients(), {}, 2, r"keeps its shards until gradients come in a later step: use"),

@@ -162,6 +162,23 @@ def test_vgg8b_pools_as_long_as_there_is_more_than_one_pixel(shape, last):
     assert shapes["head"] == (3,)
 
 
+def test_vgg8b_s_pooling_may_begin_the_next_unit():
+    """The same function of the same weights; only what lies between units is not pooled yet."""
+    last, first = (
+        build_network(VGG8bSettings(width=1 / 64, pooling=pooling), (3, 16, 16), 5, 0).eval()
+        for pooling in ("last", "first")
+    )
+    first.load_state_dict(last.state_dict())
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(first(x), last(x))
+    between = [shapes_of(model, 3, 16, 16) for model in (last, first)]
+    sizes = [[shape[-1] for shape in list(shapes.values())[:6]] for shapes in between]
+    assert sizes == [[16, 8, 8, 4, 2, 1], [16, 16, 8, 8, 4, 2]]
+    with torch.no_grad():
+        small = VGG8bSettings(width=1 / 64, pooling="first").build((3, 2, 2), 5).eval()
+    assert small(torch.zeros(2, 3, 2, 2)).shape == (2, 5)
+
+
 def test_vgg8b_settings_are_followed():
     model = VGG8bSettings(width=1e-9, activation="tanh", dropout=0.3).build((3, 8, 8), 3)
     modules = list(model.modules())
