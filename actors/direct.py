@@ -5,31 +5,21 @@ and a reading thread of the receiving actor at the other. The reader takes every
 socket at once, so that nobody ever waits for a reader; what bounds a channel is its window: the
 receiver answers one byte for each message that its program has taken, half a window at a time.
 
-Who connects proves by HMAC (of `multiprocessing.connection`) that it knows the run's secret. What
-travels is not encrypted, as in Ray itself: keep the cluster in a private network.
+Who connects proves by HMAC that it knows the run's secret (actors/greeting.py); on a Unix socket
+the kernel says besides that it is this user's. What travels is not encrypted, as in Ray itself:
+keep the cluster in a private network.
 """
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from contextlib import suppress
 
 from actors import frames, wire
+from actors.greeting import Caller, greet
 from actors.mailbox import StoppedError
-from actors.sockets import (
-    FAREWELL,
-    GREETING_SECONDS,
-    REFUSED,
-    STOPPED,
-    Endpoint,
-    PeerLostError,
-    UnreachableError,
-    as_connection,
-    socket_of,
-)
+from actors.sockets import FAREWELL, STOPPED, Endpoint, PeerLostError, UnreachableError, prepare
 from learning.messages import Key, Message
 
 
@@ -51,10 +41,7 @@ class DirectChannel:
         self.blocked_ns, self.is_blocked = 0, False
         self._window, self._receiver = window, receiver.name
         self._under_way = 0
-        with _greeting(sender, node, receiver, secret) as connection:
-            connection.send_bytes(sender.encode())
-            connection.send_bytes(str(window or 0).encode())
-        self._socket = socket_of(connection)
+        self._socket = _connected(sender, node, receiver, secret, Caller(sender, window or 0))
 
     def send(self, key: Key, message: Message) -> int:
         """Send; blocks while the window is full. Returns the bytes sent.
@@ -112,32 +99,22 @@ def make_sure_of(sender: str, node: str, receiver: Endpoint, secret: bytes) -> N
     Raises:
         UnreachableError: when it cannot be reached.
     """
-    with _greeting(sender, node, receiver, secret) as connection:
-        connection.close()
+    _connected(sender, node, receiver, secret, Caller("", 0)).close()
 
 
-@contextmanager
-def _greeting(sender: str, node: str, receiver: Endpoint, secret: bytes) -> Iterator[Connection]:
-    """A connection whose ends are sure of one another; they have not said who they are."""
+def _connected(
+    sender: str, node: str, receiver: Endpoint, secret: bytes, caller: Caller
+) -> socket.socket:
+    """A socket whose ends are sure of one another."""
     near = receiver.path and receiver.node == node
     address = receiver.path if near else (receiver.host, receiver.port)
     try:
-        connection = _connection_to(address)
-        # Both know the secret, and neither says it.
-        answer_challenge(connection, secret)
-        deliver_challenge(connection, secret)
-        yield connection
-    except REFUSED as error:
+        sock = greet(address, caller, secret)
+        prepare(sock)
+        return sock
+    except OSError as error:
         raise UnreachableError(
             receiver.name,
             f"{sender} cannot connect to {receiver.name} at {address!r} ({error}): open the "
             "TCP ports between the nodes or set engine.transport=object_store",
         ) from error
-
-
-def _connection_to(address: str | tuple[str, int]) -> Connection:
-    sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
-    sock.settimeout(GREETING_SECONDS)
-    sock.connect(address)
-    sock.settimeout(None)
-    return as_connection(sock)

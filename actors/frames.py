@@ -16,6 +16,8 @@ from learning.messages import Key
 _LENGTH = struct.Struct("!I")
 _BUFFER = 2**16  # bytes
 _PARTS = 1000  # at a time: Linux takes 1024
+HEADER_BYTES = 16 * 2**20
+"""Of a header at most: more than 100,000 arrays need."""
 _KINDS = "biuf"  # booleans and numbers: arrays whose bytes are all there is to them
 
 
@@ -24,9 +26,12 @@ def write(sock: socket.socket, key: Key, arrays: Arrays) -> None:
 
     Raises:
         ConnectionError: when the other end has gone.
+        ValueError: for too many arrays.
     """
     layout = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
     header = json.dumps([key, layout]).encode()
+    if len(header) > HEADER_BYTES:
+        raise ValueError(f"a message of {len(arrays)} arrays has a header of {len(header)} bytes")
     parts = [memoryview(_LENGTH.pack(len(header)) + header)]
     parts += [a.reshape(-1).view(np.uint8).data for a in arrays.values() if a.size]
     while parts:
@@ -54,26 +59,33 @@ class Reader:
 
         Raises:
             ConnectionError: when the connection ends within a message.
-            ValueError: for an array that is not of numbers or booleans.
+            ValueError: for an array that is not of numbers or booleans, or a header that no message
+                has.
         """
         if self._start == self._end and not self._receive():
             return None
         prefix = bytearray(_LENGTH.size)
         self._fill(memoryview(prefix))
-        header = bytearray(_LENGTH.unpack(prefix)[0])
+        length = _LENGTH.unpack(prefix)[0]
+        if length > HEADER_BYTES:
+            raise ValueError(f"a message announces a header of {length} bytes")
+        header = bytearray(length)
         self._fill(memoryview(header))
-        key, layout = json.loads(header)
+        try:
+            key, layout = json.loads(header)
+            key, layout = Key(*key), [(str(n), np.dtype(d), tuple(s)) for n, d, s in layout]
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"a message has a header that is none ({error})") from error
         arrays: Arrays = {}
-        for name, dtype, shape in layout:
-            kind = np.dtype(dtype)
+        for name, kind, shape in layout:
             if kind.kind not in _KINDS:
-                raise ValueError(f"array {name!r} of a message has dtype {dtype!r}")
+                raise ValueError(f"array {name!r} of a message has dtype {kind!r}")
             # torch's allocation is aligned as its kernels like it: see wire.decode.
             memory = torch.empty(kind.itemsize * math.prod(shape), dtype=torch.uint8).numpy()
             if memory.size:
                 self._fill(memory.data)
             arrays[name] = memory.view(kind).reshape(shape)
-        return Key(*key), arrays
+        return key, arrays
 
     def _receive(self) -> bool:
         """Get more into the empty buffer; False at the end of the connection."""

@@ -7,25 +7,16 @@ import sys
 import threading
 import uuid
 from contextlib import suppress
-from multiprocessing.connection import answer_challenge, deliver_challenge
 
 import torch
 
 from actors import frames, wire
+from actors.door import Door
+from actors.greeting import Caller
 from actors.mailbox import Mailbox
-from actors.sockets import (
-    FAREWELL,
-    REFUSED,
-    STOPPED,
-    TAKEN,
-    Endpoint,
-    PeerLostError,
-    as_connection,
-    socket_of,
-)
+from actors.sockets import FAREWELL, STOPPED, TAKEN, Endpoint, PeerLostError, prepare
 from actors.transport import lowest_room
 
-_LONGEST_NAME = 1024  # bytes
 _BACKLOG = 128  # who may knock at once
 
 
@@ -49,12 +40,12 @@ class Receiver:
             host: this node's address, to be reached from others; None: from this node only.
         """
         self._mailbox, self._device = mailbox, device
-        self._answering: list[socket.socket] = []
-        self._open: list[socket.socket] = []
+        self._guard = threading.Lock()  # of the next three
+        self._answering, self._open = set[socket.socket](), set[socket.socket]()
         self._closed = False
         near = sys.platform == "linux"  # its sockets without a file leave nothing behind
         path = f"\0blocklocal-{uuid.uuid4()}" if near else ""
-        self._secret, port, servers = secret, 0, []
+        port, servers = 0, []
         if near:
             servers.append(socket.socket(socket.AF_UNIX))
             servers[-1].bind(path)
@@ -64,40 +55,29 @@ class Receiver:
             servers.append(socket.create_server((host, 0), backlog=_BACKLOG))
             port = int(servers[-1].getsockname()[1])
         self.endpoint = Endpoint(name, node, path, host or "", port)
-        for server in servers:
-            self._open.append(server)
-            _start(self._accept, server)
+        self._door = Door(servers, secret, self._welcome, mailbox.fail)
         mailbox.when_failed(self._stop_senders)
 
     def close(self) -> None:
         """Take no more connections and messages; senders see their connections end."""
-        self._closed = True
-        for sock in self._open:
+        self._door.close()
+        with self._guard:
+            self._closed, connected = True, [*self._open]
+        for sock in connected:
             with suppress(OSError):  # ended already
                 sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads; closing does not
             sock.close()
 
-    def _accept(self, server: socket.socket) -> None:
-        while True:
-            try:
-                sock, _ = server.accept()
-            except OSError as error:  # closed, or no file descriptors left, say
-                self._mailbox.fail(error)
+    def _welcome(self, sock: socket.socket, caller: Caller) -> None:
+        """Read what a sender sends, in a thread of its own."""
+        with self._guard:
+            if self._closed:
+                sock.close()
                 return
-            # A thread each: a stranger who says nothing must not keep the others out.
-            _start(self._welcome, sock)
-
-    def _welcome(self, sock: socket.socket) -> None:
-        connection = as_connection(sock)
-        try:
-            deliver_challenge(connection, self._secret)
-            answer_challenge(connection, self._secret)
-            sender = connection.recv_bytes(_LONGEST_NAME).decode()
-            window = int(connection.recv_bytes(_LONGEST_NAME))
-        except REFUSED:
-            connection.close()  # a stranger, or one who gave up
-            return
-        self._read(socket_of(connection), sender, window)
+            self._open.add(sock)
+            if caller.window:
+                self._answering.add(sock)
+        threading.Thread(target=self._read, args=(sock, *caller), daemon=True).start()
 
     def _read(self, sock: socket.socket, sender: str, window: int) -> None:
         group, untold = lowest_room(window), 0
@@ -111,14 +91,10 @@ class Receiver:
                 with suppress(OSError):
                     sock.sendall(TAKEN * group)
 
-        self._open.append(sock)
-        if self._closed:
-            sock.close()
-        if window:
-            self._answering.append(sock)
         if self._mailbox.failed:
             self._stop_senders()
         try:
+            prepare(sock)
             reader = frames.Reader(sock)
             while (message := reader.read()) is not None:
                 key, arrays = message
@@ -127,26 +103,28 @@ class Receiver:
                     return
                 content = wire.decode(arrays, self._device)
                 self._mailbox.put(key, content, taken if window else None)
-            self._mailbox.fail(PeerLostError(sender))
+            self._lost(sock, sender)
         except OSError:
-            self._mailbox.fail(PeerLostError(sender))
+            self._lost(sock, sender)
         except Exception as error:
             if self._closed:
                 return
             self._mailbox.fail(error)  # the program waits for this message
 
+    def _lost(self, sock: socket.socket, sender: str) -> None:
+        self._mailbox.fail(PeerLostError(sender))
+        self._let_go(sock)
+
     def _let_go(self, sock: socket.socket) -> None:
-        for known in (self._open, self._answering):
-            if sock in known:
-                known.remove(sock)
+        with self._guard:
+            self._open.discard(sock)
+            self._answering.discard(sock)
         sock.close()
 
     def _stop_senders(self) -> None:
         """Free those who wait for room: their messages will not be taken."""
-        for sock in self._answering:
+        with self._guard:
+            waiting = [*self._answering]
+        for sock in waiting:
             with suppress(OSError):  # it has gone already
                 sock.sendall(STOPPED)
-
-
-def _start(target: object, *arguments: object) -> None:
-    threading.Thread(target=target, args=arguments, daemon=True).start()  # type: ignore[arg-type]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import struct
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from learning.errors import UserError
@@ -15,9 +11,6 @@ from learning.messages import Key
 TAKEN, STOPPED = b"t", b"s"
 FAREWELL = Key("farewell", 0)
 """In place of a message: the end of the connection that comes then is no loss."""
-REFUSED = (AuthenticationError, EOFError, OSError, ValueError)
-"""What the other end's silence or wrong answers raise before it has said who it is."""
-GREETING_SECONDS = 10  # for the other end's next word, until then
 _SEND_BUFFER = 8 * 2**20  # bytes
 
 
@@ -69,19 +62,9 @@ class Endpoint(NamedTuple):
     port: int
 
 
-def as_connection(sock: socket.socket) -> Connection:
-    """A connected socket, on which the ends make sure of one another."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", GREETING_SECONDS, 0))
-    return Connection(sock.detach())
-
-
-def socket_of(connection: Connection) -> socket.socket:
-    """The authenticated connection as a socket: it reads into given memory, without a copy."""
-    sock = socket.socket(fileno=os.dup(connection.fileno()))
-    connection.close()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
+def prepare(sock: socket.socket) -> None:
+    """Make a socket ready for messages, once its ends are sure of one another."""
     # The kernel grants what the machine allows: a message that fits in leaves its sender at once.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock

@@ -62,7 +62,9 @@ class Arrival:
         for actor in self.lane.actors:
             actor.start(self.lane.placement)
             calls = [chain.build(actor), actor.handle.identify.remote()]
-            self._calls.append(calls + [chain.listen(actor)] * (chain.transport == "direct"))
+            if chain.transport == "direct":
+                calls.append(chain.listen(actor))
+            self._calls.append(calls)
 
     def _are_built(self) -> bool:
         """Whether all are built and known; raises what has gone wrong."""

@@ -6,12 +6,11 @@ import pickle
 import socket
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
-from typing import Any
 
 import pytest
 
 from actors.direct import DirectChannel, make_sure_of
+from actors.greeting import Knock
 from actors.mailbox import StoppedError
 from actors.receiver import Receiver
 from actors.sockets import Endpoint, PeerLostError, UnreachableError
@@ -78,13 +77,15 @@ def test_what_a_lost_sender_had_sent_can_still_be_taken(
 
 def test_lost_receiver_is_named_to_its_sender() -> None:
     server = socket.create_server(("127.0.0.1", 0))
-    accepted: list[Any] = []
+    accepted: list[socket.socket] = []
 
     def accept() -> None:
-        connection = Connection(server.accept()[0].detach())
-        deliver_challenge(connection, SECRET)
-        answer_challenge(connection, SECRET)
-        accepted.append(connection)
+        accepted.append(server.accept()[0])
+        knock = Knock(SECRET)
+        accepted[0].sendall(knock.challenge)
+        while knock.missing:
+            knock.hear(accepted[0].recv(knock.missing))
+        accepted[0].sendall(knock.caller()[1])
 
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()

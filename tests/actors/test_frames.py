@@ -68,3 +68,32 @@ def test_half_a_message_and_arrays_of_objects_are_errors() -> None:
         left.sendall(whole.replace(b'"<f8"', b'"|O8"'))
         with pytest.raises(ValueError, match="dtype"):
             frames.Reader(right).read()
+
+
+def test_a_header_longer_than_any_message_has_is_an_error_before_memory_is_taken() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        left.sendall((frames.HEADER_BYTES + 1).to_bytes(4, "big") + b"[")
+        with pytest.raises(ValueError, match=f"a header of {frames.HEADER_BYTES + 1} bytes"):
+            frames.Reader(right).read()
+
+
+def test_a_message_of_more_arrays_than_a_header_holds_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(frames, "HEADER_BYTES", 100)
+    left, right = socket.socketpair()
+    with left, right:
+        with pytest.raises(ValueError, match="a message of 9 arrays"):
+            frames.write(left, Key("x", 0), {f"array{i}": np.ones(1) for i in range(9)})
+        left.shutdown(socket.SHUT_WR)
+        assert frames.Reader(right).read() is None
+
+
+@pytest.mark.parametrize("header", [b"[" * 100_000, b"{}", b"\xff", b'[["x", 0], [["a", "<f4"]]]'])
+def test_a_header_that_is_none_is_an_error_of_its_own(header: bytes) -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        left.sendall(len(header).to_bytes(4, "big") + header)
+        with pytest.raises(ValueError, match="header that is none"):
+            frames.Reader(right).read()
