@@ -26,8 +26,13 @@ from orchestrator.files import replace_file
 Record = dict[str, Any]
 CODE = ("package", "git_commit", "git_dirty", "python", "torch")
 """What of the code's version is kept with each record."""
-NOT_COMPARED = {"checkpoints", "run", "tracking"}
-"""Sections that do not change what a run computes."""
+NOT_COMPARED: dict[str, Any] = {
+    "checkpoints": True,
+    "tracking": True,
+    "run": {"name", "directory", "given"},
+    "engine": {"address", "window", "transport", "recovery", "source", "rebalance"},
+}
+"""Settings that do not change what a run computes."""
 
 
 def run_settings(config: RunConfig) -> dict[str, Any]:
@@ -56,8 +61,7 @@ def _paths(config: RunConfig) -> dict[str, Path]:
 
 
 def _compared(config: RunConfig) -> dict[str, Any]:
-    kept = run_settings(config)
-    return {name: section for name, section in kept.items() if name not in NOT_COMPARED}
+    return config.model_dump(mode="json", exclude=NOT_COMPARED | {"data": set(_paths(config))})
 
 
 @dataclass

@@ -136,8 +136,10 @@ def test_what_does_not_matter_to_a_run(capsys: Capture, study: Path, here: Path)
     """Settings that a record does not have yet, where data lie, how a run is called."""
     for name, run in kept(DIRECTORY).items():
         settings = run["settings"]
-        del settings["engine"]["window"], settings["data"]["normalize"], settings["schedule"]
+        del settings["engine"]["rebalance"], settings["data"]["normalize"], settings["schedule"]
+        settings["engine"]["window"] = 7  # the default has been another
         settings["run"]["name"] = "formerly"
+        settings["engine"] |= {"transport": "direct", "recovery": {"max_failures": 3}}
         edit(name, settings=settings)
     (here / "mine.npz").rename("moved.npz")
     words = ("data.path=moved.npz", "tracking.experiment=other")
@@ -151,12 +153,19 @@ def test_what_does_matter_to_a_run(capsys: Capture, study: Path) -> None:
     edit(names[1], settings=settings | {"gone": {"kind": 3}})
     edit(names[2], settings=settings | {"engine": settings["engine"] | {"resources": {}}})
     said = command(capsys, "compare", "study.yaml", "--dry-run")
-    assert said.splitlines() == [
-        "would run: backprop, seed 0", "would run: local, seed 0", "would run: backprop, seed 1",
-    ]  # fmt: skip
+    wanted = ["would run: backprop, seed 0", "would run: local, seed 0"]
+    assert said.splitlines() == [*wanted, "would run: backprop, seed 1"]
     command(capsys, "compare", "study.yaml", "--report")  # whatever the version of torch
     rows = json.loads((DIRECTORY / "results.json").read_text())["tables"][0]["rows"]
     assert [list(row["values"]) for row in rows] == [["0"], ["1"]]
+
+
+def test_weights_that_a_run_started_from_matter(capsys: Capture, study: Path) -> None:
+    first, *_ = kept(DIRECTORY)
+    settings = kept(DIRECTORY)[first]["settings"]
+    edit(first, settings=settings | {"run": settings["run"] | {"start": "elsewhere"}})
+    said = command(capsys, "compare", "study.yaml", "--dry-run")
+    assert said.splitlines() == ["would run: backprop, seed 0"]
 
 
 def test_damaged_records(capsys: Capture, study: Path) -> None:
