@@ -53,4 +53,4 @@ def engine_of(prepared: Prepared, probe: Probe | None = None) -> Engine:
 def _small(dataset: Dataset) -> bool:
     """Whether the source gets these rows sooner from here than by reading them once more."""
     splits = (dataset.train, dataset.validation, dataset.test)
-    return sum(s.x.nbytes + s.y.nbytes for s in splits) <= SHIPPED_BYTES
+    return sum(s.nbytes for s in splits) <= SHIPPED_BYTES

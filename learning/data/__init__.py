@@ -2,8 +2,9 @@
 
 from learning.data.batches import Batches
 from learning.data.cache import cache_directory
-from learning.data.datasets import Dataset, Split, arrays_dataset, load_dataset
+from learning.data.datasets import Dataset, arrays_dataset, load_dataset
 from learning.data.parquet import decode_image, read_parquet
+from learning.data.preprocessing import Preprocessing
 from learning.data.settings import (
     ArraysSettings,
     AugmentSettings,
@@ -13,6 +14,7 @@ from learning.data.settings import (
     ReversalSettings,
     TextSettings,
 )
+from learning.data.splits import Split
 
 __all__ = [
     "ArraysSettings",
@@ -22,6 +24,7 @@ __all__ = [
     "Dataset",
     "DigitsSettings",
     "ParquetSettings",
+    "Preprocessing",
     "ReversalSettings",
     "Split",
     "TextSettings",

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from learning.data.splits import stratified
 from learning.errors import UserError
 
-# The test set must be the same in every run, so its seed is not the seed of the run.
-_DIGITS_SEED = 20240229
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -21,7 +20,7 @@ def read_digits(test: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     """Split the digits, with the same share of each class on both sides, always alike.
 
     Returns:
-        x_train, y_train, x_test, y_test: x float32 (N, 1, 8, 8) in [0, 1], y int64 (N,).
+        x_train, y_train, x_test, y_test: x float32 (N, 1, 8, 8) from 0 to 16, y int64 (N,).
 
     Raises:
         UserError: when scikit-learn or its file of the digits is missing.
@@ -36,60 +35,18 @@ def read_digits(test: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
             "again or choose other data"
         )
     table = np.loadtxt(file, delimiter=",", dtype=np.float64)
-    x = (table[:, :-1] / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    x = table[:, :-1].astype(np.float32).reshape(-1, 1, 8, 8)
     y = table[:, -1].astype(np.int64)
-    train, held = stratified(y, test, _DIGITS_SEED)
+    train, held = stratified(y, math.ceil(test * len(y)))
     return x[train], y[train], x[held], y[held]
-
-
-def stratified(labels: np.ndarray, test: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split rows at random with the same share of each class on both sides.
-
-    Draws what `train_test_split(stratify=labels, random_state=seed)` of scikit-learn draws, so
-    that the rows are those it would choose.
-
-    Args:
-        labels: int64 (N,), from 0 and each class there.
-        test: share of the rows in the second part, which is rounded up.
-        seed: of the draws.
-
-    Returns:
-        Rows of the first and of the second part, int64, in random order.
-    """
-    draws = np.random.RandomState(seed)
-    held = math.ceil(test * len(labels))
-    counts = np.bincount(labels)
-    kept_of_class = _shares(counts, len(labels) - held, draws)
-    held_of_class = _shares(counts - kept_of_class, held, draws)
-    first, second = [], []
-    for label, (kept, other) in enumerate(zip(kept_of_class, held_of_class, strict=True)):
-        rows = np.flatnonzero(labels == label)[draws.permutation(counts[label])]
-        first.append(rows[:kept])
-        second.append(rows[kept : kept + other])
-    return draws.permutation(np.concatenate(first)), draws.permutation(np.concatenate(second))
-
-
-def _shares(counts: np.ndarray, wanted: int, draws: np.random.RandomState) -> np.ndarray:
-    """Divide `wanted` rows among classes by their sizes; ties for the last rows are drawn."""
-    exact = counts / counts.sum() * wanted
-    shares = np.floor(exact)
-    left = int(wanted - shares.sum())
-    rests = exact - shares
-    for rest in np.sort(np.unique(rests))[::-1]:
-        if left == 0:
-            break
-        tied = np.flatnonzero(rests == rest)
-        add = min(len(tied), left)
-        shares[draws.choice(tied, size=add, replace=False)] += 1
-        left -= add
-    return shares.astype(np.int64)
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Read x_train, y_train, x_test and y_test of an `.npz` file.
 
     Returns:
-        x_train, y_train, x_test, y_test: x uint8 or float32, (N, D) or (N, C, H, W); y int64 (N,).
+        x_train, y_train, x_test, y_test: x (N, D) or (N, C, H, W), both uint8, float32 or float64;
+            y int64 (N,).
 
     Raises:
         UserError: when the file is missing or damaged, or an array is missing or has the wrong
@@ -106,36 +63,34 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
                 f"{', '.join(_KEYS)}"
             )
     x_train, y_train, x_test, y_test = (found[key] for key in _KEYS)
-    return (*check_arrays("train", x_train, y_train), *check_arrays("test", x_test, y_test))
+    return check_arrays(x_train, y_train, x_test, y_test)
 
 
-def check_arrays(part: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bring the rows and labels of `part` to the types that a `Split` holds.
-
-    Raises:
-        UserError: for a wrong type, shape or length.
-    """
-    if len(x) != len(y):
-        raise UserError(
-            f"x_{part} has {len(x)} rows but y_{part} has {len(y)}: give one label for each row"
-        )
-    return _images(f"x_{part}", x), _integers(f"y_{part}", y)
-
-
-def held_rows(rows: int, validation: float) -> int:
-    """Count the rows that the share `validation` of `rows` train rows holds out.
+def check_arrays(
+    x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Bring rows and labels to the types that a `Split` holds, both splits to the same.
 
     Raises:
-        UserError: when that leaves no train row, or no validation row although some are wanted.
+        UserError: for a wrong type, shape or length, and for pixels beside numbers.
     """
-    held = round(rows * validation)
-    if held == rows or (held == 0 and validation > 0):
-        empty, change = ("train", "lower") if held == rows else ("validation", "raise")
-        raise UserError(
-            f"data.validation={validation} of {rows} train rows leaves 0 {empty} rows: "
-            f"{change} data.validation, set it to 0, or use more rows"
-        )
-    return held
+    parts = {"train": (x_train, y_train), "test": (x_test, y_test)}
+    for part, (x, y) in parts.items():
+        if len(x) != len(y):
+            raise UserError(
+                f"x_{part} has {len(x)} rows but y_{part} has {len(y)}: give one label for each row"
+            )
+    rows = [_images(f"x_{part}", x) for part, (x, _) in parts.items()]
+    labels = [_integers(f"y_{part}", y) for part, (_, y) in parts.items()]
+    types = [x.dtype for x in rows]
+    if types[0] != types[1]:
+        if np.uint8 in types:
+            raise UserError(
+                f"x_train is {x_train.dtype} and x_test {x_test.dtype}, but uint8 is scaled to "
+                "[0, 1] and float is not: give both the same type"
+            )
+        rows = [x.astype(np.float64) for x in rows]
+    return rows[0], labels[0], rows[1], labels[1]
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
@@ -167,9 +122,8 @@ def _images(name: str, x: np.ndarray) -> np.ndarray:
         raise UserError(
             f"{name} has the type {x.dtype}, not uint8 or float: convert it before saving"
         )
-    # A value beyond float32 becomes infinite here and is refused by the check for finite values.
-    with np.errstate(over="ignore"):
-        return x.astype(np.float32, copy=False)
+    # What is double stays so: in 1e9 plus something float32 would round the something away.
+    return x.astype(np.float32 if x.dtype.itemsize <= 4 else np.float64, copy=False)
 
 
 def _integers(name: str, y: np.ndarray) -> np.ndarray:

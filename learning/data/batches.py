@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learning.data.datasets import Dataset, Split
+from learning.data.datasets import Dataset
 from learning.data.settings import AugmentSettings
+from learning.data.splits import Split
 from learning.data.transforms import augment as augmented
-from learning.data.transforms import augmentation_draws, normalized, permutation
+from learning.data.transforms import augmentation_draws, permutation
 from learning.errors import UserError
 
 
@@ -103,7 +104,7 @@ class Batches:
         if not 0 <= index < count:
             raise IndexError(f"batch {index} of {split_name!r} is outside 0..{count - 1}")
         rows = slice(index * batch, (index + 1) * batch)
-        return self._tensors(split.x[rows], split.y[rows])
+        return self._tensors(split.take(rows), split.y[rows])
 
     def evaluation(self, split_name: str, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over a split: every row once, in order, not augmented.
@@ -121,7 +122,7 @@ class Batches:
         first = position * self.batch_size
         rows = self._epoch_order(epoch)[first + start : first + stop]
         train = self.dataset.train
-        x = train.x[rows]
+        x = train.take(rows)
         if self.augment.flip or self.augment.crop:
             # Drawn for the global batch and then cut, so that shards do not change the numbers.
             draws = augmentation_draws(self.seed, step, self.batch_size)[start:stop]
@@ -142,9 +143,7 @@ class Batches:
 
     def _tensors(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
         labels = torch.from_numpy(np.array(y, dtype=np.int64, order="C"))
-        if self.dataset.tokens:
-            return torch.from_numpy(np.array(x, dtype=np.int64, order="C")), labels
-        return torch.from_numpy(normalized(x, self.dataset.mean, self.dataset.std)), labels
+        return self.dataset.preprocessing.apply(x), labels
 
 
 def _check_sizes(rows: int, seed: int, batch: int, shards: int) -> None:

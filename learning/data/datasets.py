@@ -1,13 +1,15 @@
-"""A dataset: three disjoint splits of rows, and the numbers that normalise them."""
+"""A dataset: three disjoint splits of rows, and what a network sees of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from learning.data.arrays import check_arrays, held_rows, read_digits, read_npz
+from learning.data.arrays import check_arrays, read_digits, read_npz
 from learning.data.parquet import read_parquet
+from learning.data.preprocessing import Preprocessing
 from learning.data.settings import (
     ArraysSettings,
     DataSettings,
@@ -16,26 +18,12 @@ from learning.data.settings import (
     ReversalSettings,
     TextSettings,
 )
+from learning.data.splits import Split, check_first_rows, hold_out
+from learning.data.statistics import CHUNK, Numbers, measure
 from learning.data.tokens import Rows, make_reversal, read_text
 from learning.errors import UserError
 
-_CHUNK = 1 << 20  # values worked on at a time: keeps memory mapped images out of memory
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Rows as they are stored: not scaled, not normalised, perhaps memory mapped (read-only).
-
-    Attributes:
-        x: uint8 or float32, (N, D) or (N, C, H, W); or tokens, int64 (N, T).
-        y: int64 labels, (N,); or one label a token, (N, T).
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.y)
+_DIGITS_UNIT = 16.0  # the largest of their pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,26 +35,29 @@ class Dataset:
         train: the rows to learn from.
         validation: the rows to choose settings by.
         test: the rows to report on.
-        classes: labels are 0..classes-1.
-        input_shape: shape of one row, (D,), (C, H, W), or (T,) for tokens.
-        mean: float32, (C,) for images and (1,) for flat rows; zeros when not normalising, which
-            tokens never are.
-        std: float32 and positive, of the shape of `mean`; ones when not normalising.
+        preprocessing: what turns rows into what a network sees.
     """
 
     name: str
     train: Split
     validation: Split
     test: Split
-    classes: int
-    input_shape: tuple[int, ...]
-    mean: np.ndarray
-    std: np.ndarray
+    preprocessing: Preprocessing
+
+    @property
+    def classes(self) -> int:
+        """Labels are 0..classes-1."""
+        return self.preprocessing.classes
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one row, (D,), (C, H, W), or (T,) for tokens."""
+        return self.preprocessing.input_shape
 
     @property
     def tokens(self) -> bool:
         """Whether rows are tokens, numbers of words in a vocabulary, instead of measured values."""
-        return self.train.x.dtype == np.int64
+        return self.preprocessing.tokens
 
     @property
     def target_shape(self) -> tuple[int, ...]:
@@ -94,11 +85,13 @@ def load_dataset(settings: DataSettings) -> Dataset:
     """
     match settings:
         case TextSettings():
-            return _tokens(settings.path.stem, *read_text(settings))
+            train, validation, test, letters = read_text(settings)
+            return _tokens(settings.path.stem, train, validation, test, len(letters), letters)
         case ReversalSettings():
-            return _tokens("reversal", *make_reversal(settings))
+            return _tokens("reversal", *make_reversal(settings), None)
     return _split(
         *_read(settings),
+        unit=_DIGITS_UNIT if isinstance(settings, DigitsSettings) else 1.0,
         validation=settings.validation,
         classes=settings.classes,
         normalize=settings.normalize,
@@ -114,24 +107,34 @@ def arrays_dataset(
     validation: float = 0.1,
     classes: int | None = None,
     normalize: bool = True,
+    class_names: Sequence[str] | None = None,
     name: str = "arrays",
 ) -> Dataset:
     """Make a dataset of arrays in memory.
 
     Args:
-        x_train, x_test: uint8 or float, (N, D) or (N, C, H, W).
+        x_train, x_test: both uint8, then scaled to [0, 1], or both float, (N, D) or (N, C, H, W).
         y_train, y_test: integer labels from 0, (N,).
-        validation: share of the train rows, the last ones, held out.
+        validation: share of the train rows held out: as many of each class, the same in every
+            run, however the rows are sorted.
         classes: how many there are; None counts them.
-        normalize: subtract the mean and divide by the deviation of the train rows.
+        normalize: subtract the mean and divide by the deviation of the train rows, each channel
+            of images and each column of flat rows by its own.
+        class_names: of the classes, in their order; kept with what is trained.
         name: what to call it in reports.
 
     Raises:
         UserError: when a split is empty, a label is out of range, a value is not finite, or a type
             or shape does not fit.
     """
-    train, test = check_arrays("train", x_train, y_train), check_arrays("test", x_test, y_test)
-    return _split(name, *train, *test, validation=validation, classes=classes, normalize=normalize)
+    return _split(
+        name,
+        *check_arrays(x_train, y_train, x_test, y_test),
+        validation=validation,
+        classes=classes,
+        normalize=normalize,
+        class_names=class_names,
+    )
 
 
 def _split(
@@ -144,6 +147,8 @@ def _split(
     validation: float,
     classes: int | None,
     normalize: bool,
+    class_names: Sequence[str] | None = None,
+    unit: float = 1.0,
 ) -> Dataset:
     if x.shape[1:] != x_test.shape[1:]:
         raise UserError(
@@ -157,30 +162,42 @@ def _split(
         _check_labels(part, labels, classes)
     classes = classes or int(y.max()) + 1
     _check_labels("test", y_test, classes)
+    if class_names is not None and len(class_names) != classes:
+        raise UserError(
+            f"class_names has {len(class_names)} names for {classes} classes: give one for each"
+        )
 
-    kept = len(y) - held_rows(len(y), validation)
-    train = Split(x[:kept], y[:kept])
-    mean, std = _statistics(train.x)
-    if not normalize:
-        mean, std = np.zeros_like(mean), np.ones_like(std)
-    return Dataset(
-        name=name,
-        train=train,
-        validation=Split(x[kept:], y[kept:]),
-        test=Split(x_test, y_test),
-        classes=classes,
-        input_shape=tuple(x.shape[1:]),
-        mean=mean,
-        std=std,
+    train, held = hold_out(x, y, validation)
+    unit = 255.0 if x.dtype == np.uint8 else unit
+    numbers = measure(train, unit) if normalize else Numbers((unit,))
+    dataset = Dataset(
+        name,
+        train,
+        held,
+        Split(x_test, y_test),
+        Preprocessing(
+            rows=x.dtype.name,  # type: ignore[arg-type]
+            input_shape=x.shape[1:],
+            classes=classes,
+            class_names=None if class_names is None else tuple(class_names),
+            scale=numbers.scale,
+            mean=numbers.mean,
+            std=numbers.std,
+        ),
     )
+    for part in ("train", "validation", "test"):
+        _check_seen(part, dataset.split(part), dataset.preprocessing)
+    return dataset
 
 
-def _tokens(name: str, train: Rows, validation: Rows, test: Rows, classes: int) -> Dataset:
-    splits = (Split(*train), Split(*validation), Split(*test))
-    input_shape = (train[0].shape[1],)
-    return Dataset(
-        name, *splits, classes, input_shape, np.zeros(1, np.float32), np.ones(1, np.float32)
+def _tokens(
+    name: str, train: Rows, validation: Rows, test: Rows, classes: int, vocabulary: str | None
+) -> Dataset:
+    shape = (train[0].shape[1],)
+    preprocessing = Preprocessing(
+        rows="tokens", input_shape=shape, classes=classes, vocabulary=vocabulary
     )
+    return Dataset(name, Split(*train), Split(*validation), Split(*test), preprocessing)
 
 
 def _read(
@@ -190,18 +207,26 @@ def _read(
     match settings:
         case DigitsSettings():
             return ("digits", *read_digits(settings.test))
-        case ArraysSettings():
-            x, y, x_test, y_test = read_npz(settings.path)
-            n, m = settings.limit, settings.test_limit
-            return (settings.path.stem, x[:n], y[:n], x_test[:m], y_test[:m])
-        case ParquetSettings(image=image, label=label, cache=cache):
-            x, y = read_parquet(
-                settings.train, image=image, label=label, limit=settings.limit, cache=cache
-            )
-            x_test, y_test = read_parquet(
-                settings.test, image=image, label=label, limit=settings.test_limit, cache=cache
-            )
-            return (settings.train.stem, x, y, x_test, y_test)
+        case ArraysSettings(path=path, limit=n, test_limit=m):
+            x, y, x_test, y_test = read_npz(path)
+            check_first_rows(y, n, "data.limit", f"{path}, y_train")
+            check_first_rows(y_test, m, "data.test_limit", f"{path}, y_test")
+            return (path.stem, x[:n], y[:n], x_test[:m], y_test[:m])
+        case ParquetSettings():
+            parts = []
+            for path, limit, setting in (
+                (settings.train, settings.limit, "data.limit"),
+                (settings.test, settings.test_limit, "data.test_limit"),
+            ):
+                parts += read_parquet(
+                    path,
+                    image=settings.image,
+                    label=settings.label,
+                    limit=limit,
+                    cache=settings.cache,
+                    setting=setting,
+                )
+            return (settings.train.stem, *parts)
 
 
 def _check_finite(part: str, x: np.ndarray) -> None:
@@ -212,9 +237,25 @@ def _check_finite(part: str, x: np.ndarray) -> None:
         row = int(np.argmax(bad))
         value = x[row][~np.isfinite(x[row])][0]
         raise UserError(
-            f"row {row} of the {part} data holds the value {value}: values must be finite float32 "
+            f"row {row} of the {part} data holds the value {value}: values must be finite "
             "numbers, so repair or drop that row"
         )
+
+
+def _check_seen(part: str, split: Split, preprocessing: Preprocessing) -> None:
+    """Refuse finite values that are none any more once they are normalised and float32."""
+    if split.dtype == np.uint8:
+        return
+    first = 0
+    for chunk in split.chunks(CHUNK):
+        bad = ~np.isfinite(preprocessing.apply(chunk).numpy())
+        if bad.any():
+            row = first + int(np.argmax(bad.reshape(len(chunk), -1).any(axis=1)))
+            raise UserError(
+                f"row {row} of the {part} split holds the value {chunk[bad][0]}, so far from the "
+                "train rows that float32 cannot tell by how much: repair or drop that row"
+            )
+        first += len(chunk)
 
 
 def _check_labels(part: str, y: np.ndarray, classes: int | None) -> None:
@@ -231,26 +272,3 @@ def _check_labels(part: str, y: np.ndarray, classes: int | None) -> None:
         f"label {y[row]} in row {row} of the {part} data is above {classes - 1}, the largest of "
         f"{classes} classes: set data.classes to at least {y.max() + 1} or repair that row"
     )
-
-
-def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation by channel (overall for flat rows) of x scaled as in training."""
-    channels = x.shape[1] if x.ndim == 4 else 1
-    count = x.size // channels
-    step = max(1, _CHUNK * len(x) // x.size)
-    # Two passes: the square of the mean may swamp the variance of float data.
-    total = np.zeros((channels, 1))
-    for start in range(0, len(x), step):
-        chunk = x[start : start + step].reshape(-1, channels, x[0].size // channels)
-        total += chunk.sum(axis=(0, 2), dtype=np.float64)[:, None]
-    mean = total / count
-    square = np.zeros(channels)
-    for start in range(0, len(x), step):
-        chunk = x[start : start + step].reshape(-1, channels, x[0].size // channels)
-        deviation = chunk - mean
-        square += np.einsum("ncp,ncp->c", deviation, deviation)
-    scale = 255.0 if x.dtype == np.uint8 else 1.0
-    std = np.sqrt(square / count) / scale
-    # A constant channel carries nothing: leave it at 0 instead of dividing by 0.
-    std = np.where(std > 1e-7, std, 1.0)
-    return (mean[:, 0] / scale).astype(np.float32), std.astype(np.float32)

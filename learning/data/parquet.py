@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from learning.data.cache import CacheEntry, atomic_file, cache_directory
+from learning.data.splits import check_first_rows
 from learning.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +24,13 @@ _COLOR = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB")
 
 
 def read_parquet(
-    path: Path, *, image: str, label: str, limit: int | None, cache: Path | None
+    path: Path,
+    *,
+    image: str,
+    label: str,
+    limit: int | None,
+    cache: Path | None,
+    setting: str = "data.limit",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read the first `limit` images and labels of a Parquet file, decoding them only once.
 
@@ -33,6 +40,7 @@ def read_parquet(
         label: the column of integer labels.
         limit: how many rows to read, None for all.
         cache: the folder of decoded images, None for the default one (`cache_directory`).
+        setting: that says `limit`, for error messages.
 
     Returns:
         Images, uint8 (N, C, H, W) with C = 1 or 3, memory mapped; labels, int64 (N,).
@@ -48,7 +56,7 @@ def read_parquet(
     entry = CacheEntry.of(cache_directory(cache), path, (image, label), limit)
     found = entry.load()
     if found is None:
-        _build(entry, path, image, label, limit)
+        _build(entry, path, image, label, limit, setting)
         found = entry.load()
     if found is None:
         raise UserError(
@@ -89,12 +97,14 @@ def decode_image(data: bytes) -> np.ndarray:
     raise UserError(f"has the pixel mode {mode}, which is not 8-bit grey or color")
 
 
-def _build(entry: CacheEntry, path: Path, image: str, label: str, limit: int | None) -> None:
+def _build(
+    entry: CacheEntry, path: Path, image: str, label: str, limit: int | None, setting: str
+) -> None:
     labels: list[np.ndarray] = []
     shape: tuple[int, ...] | None = None
     rows = 0
     with atomic_file(entry.images) as file:
-        for total, batch in _record_batches(path, image, label, limit):
+        for total, batch in _record_batches(path, image, label, limit, setting):
             pixels, shape = _decode_batch(path, batch.column(0), rows, shape)
             if rows == 0:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (total, *shape)}
@@ -109,7 +119,7 @@ def _build(entry: CacheEntry, path: Path, image: str, label: str, limit: int | N
 
 
 def _record_batches(
-    path: Path, image: str, label: str, limit: int | None
+    path: Path, image: str, label: str, limit: int | None, setting: str
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield (rows in all, next rows of the columns image and label), at most `limit` rows."""
     import pyarrow as pa
@@ -123,6 +133,9 @@ def _record_batches(
             total = left = rows if limit is None else min(rows, limit)
             if total == 0:
                 raise UserError(f"{path} has 0 rows: give a file with at least 1 row")
+            if total < rows:
+                labels = file.read([label]).column(0).combine_chunks()
+                check_first_rows(_labels(path, labels, 0, label), limit, setting, path)
             for batch in file.iter_batches(min(_ROWS, total), columns=[image, label]):
                 batch = batch.select([image, label]).slice(0, left)
                 left -= batch.num_rows

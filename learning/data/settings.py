@@ -24,8 +24,8 @@ class AugmentSettings(Settings):
 class SourceSettings(Settings):
     """What every kind of source has.
 
-    The validation rows are the last rows of the train rows (after `limit`), so that they stay the
-    same whatever the seed of a run is.
+    The validation rows are a part of the train rows (after `limit`): as many of each class, drawn
+    alike whatever the seed of a run is; of tokens the last.
     """
 
     validation: float = Field(default=0.1, ge=0, lt=1, description="share of the train rows")
@@ -41,7 +41,9 @@ class LabelledSettings(SourceSettings):
         description="number of classes; else the largest train label plus 1",
     )
     normalize: bool = Field(
-        default=True, description="subtract the mean and divide by the deviation of the train split"
+        default=True,
+        description="subtract the mean and divide by the deviation of the train split, of each "
+        "channel of images and each column of flat rows",
     )
 
 
@@ -73,7 +75,8 @@ class ParquetSettings(FileSettings, LabelledSettings):
 class ArraysSettings(FileSettings, LabelledSettings):
     """A `.npz` file with x_train, y_train, x_test and y_test.
 
-    x is uint8 (then scaled to [0, 1]) or float, of shape (N, D) or (N, C, H, W); y is integer.
+    x is uint8 (then scaled to [0, 1]) or float, both parts alike, of shape (N, D) or (N, C, H, W);
+    y is integer.
     """
 
     kind: Literal["arrays"] = "arrays"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from learning.data.arrays import held_rows
 from learning.data.settings import ReversalSettings, TextSettings
+from learning.data.splits import held_rows
 from learning.data.transforms import random_words
 from learning.errors import UserError
 
@@ -15,11 +15,11 @@ Rows = tuple[np.ndarray, np.ndarray]
 """Tokens x and labels y, both int64 (N, T)."""
 
 
-def read_text(settings: TextSettings) -> tuple[Rows, Rows, Rows, int]:
+def read_text(settings: TextSettings) -> tuple[Rows, Rows, Rows, str]:
     """Cut a text into rows of characters.
 
     Returns:
-        The rows of train, validation and test, and the size of the vocabulary.
+        The rows of train, validation and test, and the vocabulary, sorted.
 
     Raises:
         UserError: when the file is missing, not UTF-8, or too short for one row of each split.
@@ -40,13 +40,15 @@ def read_text(settings: TextSettings) -> tuple[Rows, Rows, Rows, int]:
                 "data.test or a smaller data.context"
             )
     rows = min(rows, settings.limit or rows)
+    # The last rows, in a row as the others: drawn at random they would lie between train rows,
+    # whose labels and neighbours give away what is in them.
     held = held_rows(rows, settings.validation)
     middle = (rows - held) * context + 1
     train = _windows(tokens[:middle], context)
     validation = _windows(tokens[middle : middle + held * context + 1], context)
     test = _windows(tokens[start:], context)
     n = settings.test_limit
-    return train, validation, (test[0][:n], test[1][:n]), len(vocabulary)
+    return train, validation, (test[0][:n], test[1][:n]), vocabulary
 
 
 def read_characters(path: Path) -> tuple[np.ndarray, str]:

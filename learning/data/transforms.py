@@ -1,4 +1,4 @@
-"""Array functions on a batch: the draws of a step, the augmentation they cause, normalisation."""
+"""Array functions on a batch: the draws of a step and the augmentation they cause."""
 
 from __future__ import annotations
 
@@ -60,20 +60,3 @@ def augment(x: np.ndarray, draws: np.ndarray, settings: AugmentSettings) -> np.n
         mirrored = (draws[:, 0] >> np.uint64(63)).astype(bool)
         x = np.where(mirrored[:, None, None, None], x[..., ::-1], x)
     return x
-
-
-def normalized(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Return (x - mean) / std as a new contiguous float32 array; uint8 is scaled to [0, 1] first.
-
-    Args:
-        x: uint8 or float32, (n, D) or (n, C, H, W).
-        mean: float32, (C,) for images and (1,) for flat rows.
-        std: float32, positive, of the shape of `mean`.
-    """
-    shape = (-1, 1, 1) if x.ndim == 4 else (-1,)
-    out = np.array(x, dtype=np.float32, order="C")
-    if x.dtype == np.uint8:
-        out /= np.float32(255)
-    out -= mean.reshape(shape)
-    out /= std.reshape(shape)
-    return out

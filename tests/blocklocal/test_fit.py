@@ -49,7 +49,7 @@ def _sections(run: Path, **training: Any) -> dict[str, Any]:
 
 def _accuracy(model: nn.Module) -> float:
     data = blobs()
-    x = torch.from_numpy((data.test.x - data.mean) / data.std)
+    x = data.preprocessing.apply(data.test.x)
     model.eval()
     return (model(x).argmax(-1).numpy() == data.test.y).mean()
 

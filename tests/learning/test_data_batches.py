@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learning.data import AugmentSettings, Batches, Dataset, Split
-from learning.data.transforms import augment, augmentation_draws, normalized, random_words
+from learning.data import AugmentSettings, Batches, Dataset, Preprocessing, Split
+from learning.data.transforms import augment, augmentation_draws, random_words
 from learning.errors import UserError
 
 PLAIN = AugmentSettings()
@@ -23,8 +23,15 @@ def make_dataset(train: int = 37, validation: int = 5, test: int = 7) -> Dataset
     y = np.arange(rows)
     parts = np.split(np.arange(rows), [train, train + validation])
     one, two, three = (Split(noise[part], y[part]) for part in parts)
-    mean, std = np.array([0.4, 0.6], np.float32), np.array([0.2, 0.3], np.float32)
-    return Dataset("rows", one, two, three, rows, (2, 4, 5), mean, std)
+    numbers = {"scale": (255.0,), "mean": (0.4, 0.6), "std": (0.2, 0.3)}
+    preprocessing = Preprocessing(rows="uint8", input_shape=(2, 4, 5), classes=rows, **numbers)
+    return Dataset("rows", one, two, three, preprocessing)
+
+
+def seen(x: np.ndarray) -> np.ndarray:
+    """What the network sees of rows of `make_dataset`."""
+    mean, std = (np.array(v, np.float32).reshape(2, 1, 1) for v in ((0.4, 0.6), (0.2, 0.3)))
+    return (x.astype(np.float32) / np.float32(255) - mean) / std
 
 
 DATASET = make_dataset()
@@ -105,7 +112,7 @@ def test_shuffle_and_augmentation_share_no_random_numbers():
 
 def test_x_belongs_to_y():
     x, y = make(augment=PLAIN).batch(5)
-    expected = normalized(DATASET.train.x[y.numpy()], DATASET.mean, DATASET.std)
+    expected = seen(DATASET.train.x[y.numpy()])
     assert np.array_equal(x.numpy(), expected)
 
 
@@ -135,7 +142,7 @@ def test_augmentation_equals_a_naive_loop(flip, crop, step):
     assert np.array_equal(augment(x, draws, chosen), expected)
     streamed, y = make(augment=chosen).batch(step)
     expected = naive_augment(DATASET.train.x[y.numpy()], draws, chosen)
-    assert np.array_equal(streamed.numpy(), normalized(expected, DATASET.mean, DATASET.std))
+    assert np.array_equal(streamed.numpy(), seen(expected))
 
 
 def test_draws_cover_all_flips_and_offsets():
@@ -154,7 +161,7 @@ def test_evaluation_covers_every_row_once_in_order(batch, name):
     found = list(batches.evaluation(name, batch))
     assert len(found) == batches.evaluation_batches(name, batch) == -(-len(split) // batch)
     assert torch.cat([y for _, y in found]).tolist() == split.y.tolist()
-    expected = normalized(split.x, DATASET.mean, DATASET.std)
+    expected = seen(split.x)
     assert np.array_equal(torch.cat([x for x, _ in found]).numpy(), expected)
     x, y = batches.evaluation_batch(name, len(found) - 1, batch)
     assert torch.equal(x, found[-1][0]) and torch.equal(y, found[-1][1])
@@ -185,8 +192,8 @@ def test_sizes_that_do_not_fit_are_refused(arguments, words):
 
 def test_augmenting_flat_rows_is_refused():
     split = Split(np.ones((4, 3), np.float32), np.zeros(4, np.int64))
-    one = np.ones(1, np.float32)
-    flat = Dataset("flat", split, split, split, 1, (3,), one, one)
+    preprocessing = Preprocessing(rows="float32", input_shape=(3,), classes=1)
+    flat = Dataset("flat", split, split, split, preprocessing)
     assert make(batch=2, augment=PLAIN, dataset=flat).batch(0)[0].shape == (2, 3)
     with pytest.raises(UserError, match=r"not on rows of shape \(3,\)"):
         make(batch=2, dataset=flat)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import TypeAdapter, ValidationError
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from learning.data import ArraysSettings, Dataset, DataSettings, DigitsSettings, load_dataset
+from learning.data import (
+    ArraysSettings,
+    Dataset,
+    DataSettings,
+    DigitsSettings,
+    load_dataset,
+    splits,
+)
 from learning.data import arrays as sources
 from learning.errors import UserError
 
@@ -43,11 +52,9 @@ def test_settings_are_told_apart_by_kind():
 @pytest.mark.parametrize("test", [0.01, 0.123, 0.2, 0.5, 0.9])
 def test_digits_are_those_of_scikit_learn(test: float):
     images, labels = load_digits(return_X_y=True)
-    x = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    x = images.astype(np.float32).reshape(-1, 1, 8, 8)
     rows = np.arange(len(x))
-    train, held = train_test_split(
-        rows, test_size=test, stratify=labels, random_state=sources._DIGITS_SEED
-    )
+    train, held = train_test_split(rows, test_size=test, stratify=labels, random_state=splits._SEED)
     expected = x[train], labels[train].astype(np.int64), x[held], labels[held].astype(np.int64)
     for made, wanted in zip(sources.read_digits(test), expected, strict=True):
         assert (made.dtype, made.shape) == (wanted.dtype, wanted.shape)
@@ -59,9 +66,9 @@ def test_stratified_rows_are_those_of_scikit_learn(seed: int):
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(5), np.arange(5), rng.integers(0, 5, 20 + 9 * seed)])
     test = float(rng.uniform(0.2, 0.8))
-    rows = np.arange(len(labels))
+    rows, held = np.arange(len(labels)), math.ceil(test * len(labels))
     expected = train_test_split(rows, test_size=test, stratify=labels, random_state=seed)
-    for made, wanted in zip(sources.stratified(labels, test, seed), expected, strict=True):
+    for made, wanted in zip(splits.stratified(labels, held, seed), expected, strict=True):
         np.testing.assert_array_equal(made, wanted)
 
 
@@ -75,20 +82,28 @@ def test_digits():
     one, two = load_dataset(DigitsSettings()), load_dataset(DigitsSettings())
     assert (len(one.train), len(one.validation), len(one.test)) == (1293, 144, 360)
     assert (one.name, one.classes, one.input_shape) == ("digits", 10, (1, 8, 8))
-    assert one.train.x.dtype == np.float32 and one.train.x.max() == 1
+    assert one.train.x.dtype == np.float32 and one.train.x.max() == 16
+    assert one.preprocessing.scale == (16.0,)
     assert np.array_equal(one.test.x, two.test.x) and np.array_equal(one.train.y, two.train.y)
     assert np.bincount(one.test.y).min() >= 34
     other = load_dataset(DigitsSettings(validation=0.5))
     assert np.array_equal(one.test.x, other.test.x)
 
 
-def test_splits_are_disjoint_and_validation_is_the_last_train_rows(tmp_path):
+def test_splits_are_disjoint_and_the_same_in_every_run(tmp_path):
     content = arrays()
     dataset = load(tmp_path, content, validation=0.25, limit=16, test_limit=4)
-    assert np.array_equal(dataset.train.x, content["x_train"][:12])
-    assert np.array_equal(dataset.validation.x, content["x_train"][12:16])
+    again = load(tmp_path, content, validation=0.25, limit=16, test_limit=4)
+    rows = []
+    for split, other in ((dataset.train, again.train), (dataset.validation, again.validation)):
+        assert split.rows is not None and other.rows is not None
+        assert np.array_equal(split.rows, other.rows)
+        assert np.array_equal(split.x, content["x_train"][split.rows])
+        assert np.array_equal(split.y, content["y_train"][split.rows])
+        rows.append(split.rows.tolist())
+    assert sorted(rows[0] + rows[1]) == list(range(16)) and len(rows[1]) == 4
+    assert rows[0] == sorted(rows[0]) and rows[1] == sorted(rows[1])
     assert np.array_equal(dataset.test.x, content["x_test"][:4])
-    assert np.array_equal(dataset.validation.y, content["y_train"][12:16])
     assert (dataset.name, dataset.classes, dataset.input_shape) == ("some", 3, (2, 3, 3))
 
 
@@ -99,33 +114,35 @@ def test_no_validation(tmp_path):
 
 def test_normalisation_is_of_the_train_split_only(tmp_path):
     content = arrays()
-    content["x_train"][18:] = 1e6
+    content["x_train"][load(tmp_path, content).validation.rows] = 1e6
     content["x_test"][:] = -1e6
     dataset = load(tmp_path, content)
-    seen = content["x_train"][:18].astype(np.float32)
-    np.testing.assert_allclose(dataset.mean, seen.mean((0, 2, 3)), rtol=1e-6)
-    np.testing.assert_allclose(dataset.std, seen.std((0, 2, 3)), rtol=1e-6)
+    seen = content["x_train"][dataset.train.rows]
+    assert len(seen) == 18 and seen.max() < 1e6
+    np.testing.assert_allclose(dataset.preprocessing.mean, seen.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(dataset.preprocessing.std, seen.std((0, 2, 3)), rtol=1e-12)
     plain = load(tmp_path, content, normalize=False)
-    assert plain.mean.tolist() == [0, 0] and plain.std.tolist() == [1, 1]
+    x = torch.from_numpy(content["x_train"][:2].astype(np.float32))
+    assert torch.equal(plain.preprocessing.apply(content["x_train"][:2]), x)
 
 
 def test_normalisation_in_many_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr("learning.data.datasets._CHUNK", 50)
+    monkeypatch.setattr("learning.data.statistics.CHUNK", 50)
     x = np.random.default_rng(0).integers(0, 256, (20, 2, 3, 3), dtype=np.uint8)
     x[:, 1] = 51
     dataset = load(tmp_path, arrays(x_train=x, x_test=x, y_test=np.arange(20) % 3), validation=0)
     expected = x[:, 0] / 255
-    np.testing.assert_allclose(dataset.mean, [expected.mean(), 0.2], rtol=1e-6)
+    np.testing.assert_allclose(dataset.preprocessing.mean, [expected.mean(), 0.2], rtol=1e-12)
     # The second channel is constant: it must not be divided by zero.
-    np.testing.assert_allclose(dataset.std, [expected.std(), 1.0], rtol=1e-6)
+    np.testing.assert_allclose(dataset.preprocessing.std, [expected.std(), 1.0], rtol=1e-12)
 
 
-def test_flat_rows_have_one_mean(tmp_path):
-    x = np.random.default_rng(0).normal(5, 2, (20, 4))
+def test_flat_rows_are_normalised_column_by_column(tmp_path):
+    x = np.random.default_rng(0).normal(5, 2, (20, 4)) * (1, 1e6, 1e-9, 1e3)
     dataset = load(tmp_path, arrays(x_train=x, x_test=x[:6]), validation=0)
-    assert dataset.input_shape == (4,) and dataset.train.x.dtype == np.float32
-    np.testing.assert_allclose(dataset.mean, [x.mean()], rtol=1e-5)
-    np.testing.assert_allclose(dataset.std, [x.std()], rtol=1e-5)
+    assert dataset.input_shape == (4,)
+    np.testing.assert_allclose(dataset.preprocessing.mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(dataset.preprocessing.std, x.std(0), rtol=1e-12)
 
 
 def test_classes(tmp_path):
@@ -147,7 +164,7 @@ def with_value(key: str, position: Any, value: float) -> dict[str, Any]:
         (with_value("y_train", 4, -2), "label -2 in row 4 of the train data is below 0"),
         (with_value("y_test", 4, 9), "label 9 in row 4 of the test data is above 2.*at least 10"),
         (with_value("x_train", (3, 0, 0, 0), np.nan), "row 3 of the train data holds .* nan"),
-        (with_value("x_test", (5, 0, 0, 0), 1e300), "row 5 of the test data holds the value inf"),
+        (with_value("x_test", (5, 0, 0, 0), 1e300), r"row 5 of the test split holds .* 1e\+300"),
         (arrays(y_train=np.arange(19) % 3), "x_train has 20 rows but y_train has 19"),
         (arrays(x_test=np.zeros((0, 2, 3, 3)), y_test=np.arange(0)), "test data has 0 rows"),
         (arrays(x_test=np.zeros((6, 2, 3, 4))), r"\(2, 3, 3\) but test rows \(2, 3, 4\)"),

@@ -94,8 +94,12 @@ def test_load_dataset(tmp_path, source):
     dataset = load_dataset(chosen)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (8, 2, 3)
     assert (dataset.name, dataset.classes, dataset.input_shape) == ("a", 3, (3, 4, 5))
-    np.testing.assert_allclose(dataset.mean, pictures(12)[:8].mean((0, 1, 2)) / 255, rtol=1e-6)
-    np.testing.assert_allclose(dataset.std, pictures(12)[:8].std((0, 1, 2)) / 255, rtol=1e-6)
+    rows = dataset.train.rows
+    assert rows is not None and dataset.validation.rows is not None
+    assert sorted([*rows, *dataset.validation.rows]) == list(range(10))
+    kept, numbers = pictures(12)[rows], dataset.preprocessing
+    np.testing.assert_allclose(numbers.mean, kept.mean((0, 1, 2)) / 255, rtol=1e-6)
+    np.testing.assert_allclose(numbers.std, kept.std((0, 1, 2)) / 255, rtol=1e-6)
     with pytest.raises(UserError, match="label 2 in row 2 of the train data is above 1"):
         load_dataset(chosen.model_copy(update={"classes": 2}))
 
