@@ -10,8 +10,9 @@ from torch import nn
 
 from blocklocal.clusters import cluster
 from blocklocal.config import dotted, make_config, overlay
+from blocklocal.identity import check_settings, made_of
 from blocklocal.preparation import prepare
-from blocklocal.resuming import check_given, check_resumable
+from blocklocal.resuming import check_given
 from blocklocal.training import Result, train
 from blocklocal.training import resume as go_on
 from learning.data import Dataset
@@ -41,7 +42,7 @@ def fit(
         blocks: how many, or the names of the units that start a new block; None: 2.
         rule: a rule's kind, or its settings; None: `local`.
         resume: directory of a run of the same model and data to go on with; settings that are not
-            given are those of the run.
+            given are those of the run. `training={"steps": ...}` makes it longer.
         checkpoint: with `resume`, the step to go on from instead of the last checkpoint.
         sections: other sections of the configuration: `optimizer={"lr": 0.01}`, `training={...}`;
             of `data` only `augment`.
@@ -64,13 +65,15 @@ def fit(
     run = RunDirectory.open(resume)
     old, merged = make_config(run.config), run.config
     check_given(run, old, in_python=True)
-    for key, value in dotted(tree).items():
+    said = dotted(tree)
+    for key, value in said.items():
         overlay(merged, key.split("."), value)
     config = make_config(merged)
-    check_resumable(old, config)
+    made = made_of(run)
+    check_settings(made, run, config, said)
     with cluster(config):
-        prepared = prepare(config, model=model, dataset=data, plan=run.plan)
-        return go_on(prepared, run, observers, checkpoint)
+        prepared = prepare(config, model=model, dataset=data, plan=run.plan, made=made)
+        return go_on(prepared, run, observers, checkpoint, made=made)
 
 
 def _check_sections(tree: Mapping[str, Any]) -> None:

@@ -2,41 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from blocklocal.config import RunConfig, make_config
+from blocklocal.config import RunConfig, load_config, make_config
+from blocklocal.identity import (
+    check_checkpoint,
+    check_data,
+    check_settings,
+    check_units,
+    made_of,
+)
 from learning.data import Batches, Dataset, load_dataset
 from learning.errors import UserError
+from learning.expected import check_model
+from learning.fingerprints import data_fingerprint
 from learning.networks import build_network
 from learning.numerics import Numerics
+from learning.units import units_of
 from orchestrator.rundir import RunDirectory
 from orchestrator.tensors import model_state
 
 
-def load_run(run: RunDirectory, step: int) -> tuple[RunConfig, Dataset, nn.Module]:
+def load_run(
+    run: RunDirectory, step: int, words: Sequence[str] = ()
+) -> tuple[RunConfig, Dataset, nn.Module]:
     """The configuration, the data and the original module with a checkpoint's weights.
 
+    Args:
+        words: `data.key=value` settings that name other data than those of the run.
+
     Raises:
-        UserError: when there is no such checkpoint, or the run's data were given in Python.
+        UserError: when there is no such checkpoint, it is not the run's, data or network have
+            changed since, or the run's data were given in Python.
     """
-    config = make_config(run.config)
+    for said in words:
+        if not said.startswith("data."):
+            raise UserError(f"{said!r} does not say which data: data.key=value settings do")
+    config, made = make_config(run.config), made_of(run)
+    check_settings(made, run, config)
     if config.run.given:
         raise UserError(
             f"{run.path} was trained in Python with {' and '.join(config.run.given)} in memory: "
             "export its weights and load them there"
         )
-    state = model_state(run.checkpoints.load(step).state)
+    found = run.checkpoints.load(step)
+    check_checkpoint(made, found)
+    state = model_state(found.state)
     dataset = load_dataset(config.data)
+    check_data(made, data_fingerprint(dataset))
+    if words:
+        other = load_dataset(load_config(None, words, base=run.config).data)
+        dataset = _in_place_of(dataset, other)
     seed = config.training.seed
     model = build_network(
         config.network, dataset.input_shape, dataset.classes, seed, tokens=dataset.tokens
     )
+    check_units(made, units_of(model))
     if config.precision.compute == "float64":
         model = model.double()
+    check_model(model.state_dict(), state, run.path)
     model.load_state_dict(state)
     return config, dataset, model
+
+
+def _in_place_of(own: Dataset, other: Dataset) -> Dataset:
+    """Other data as a network sees them that was trained on its own: normalised by its numbers.
+
+    Raises:
+        UserError: when rows or labels are of another kind.
+    """
+    if (other.input_shape, other.tokens) != (own.input_shape, own.tokens):
+        raise UserError(
+            f"the data have rows of shape {other.input_shape} and the network takes "
+            f"{own.input_shape}: evaluate it on data of its own kind"
+        )
+    if other.classes > own.classes:
+        raise UserError(
+            f"the data have {other.classes} classes and the network knows {own.classes}: evaluate "
+            "it on data of those"
+        )
+    return replace(other, classes=own.classes, mean=own.mean, std=own.std)
 
 
 @torch.no_grad()

@@ -14,17 +14,20 @@ from torch import Tensor, nn
 from blocklocal.agreement import check_agreement
 from blocklocal.balancing import RuleCosts
 from blocklocal.config import RunConfig
+from blocklocal.identity import Made, check_data, check_units, fingerprints_of
 from blocklocal.resuming import with_absolute_paths
 from learning.build import Program
 from learning.checks import check_lanes, check_local_recovery, check_program
 from learning.data import Batches, Dataset, ReversalSettings, TextSettings, load_dataset
 from learning.errors import UserError
+from learning.fingerprints import data_fingerprint
 from learning.learners.base import LearnerSettings
 from learning.networks import GPTSettings, build_network
 from learning.numerics import Numerics
 from learning.policies.subspace import rank_of
 from learning.rules import Backprop
 from learning.units import Unit, units_of
+from orchestrator.fingerprints import Fingerprints
 from orchestrator.placement import even_cpus, free_resources
 from orchestrator.plan import Plan
 from orchestrator.planning import make_plan
@@ -47,6 +50,7 @@ class Prepared:
     threads: int
     source: SourcePlace
     in_memory: bool
+    fingerprints: Fingerprints
 
 
 def prepare(
@@ -55,6 +59,7 @@ def prepare(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     plan: Plan | None = None,
+    made: Made | None = None,
 ) -> Prepared:
     """Check a configuration against its data and network.
 
@@ -62,6 +67,7 @@ def prepare(
         model: the user's own network instead of `config.network`.
         dataset: data in memory instead of `config.data`.
         plan: of a run to be resumed; otherwise one is made.
+        made: with what that run was made, which data and network must still be.
 
     Raises:
         UserError: for anything that cannot be run.
@@ -70,6 +76,9 @@ def prepare(
     given = tuple(n for n, v in (("data", dataset), ("network", model)) if v is not None)
     config = config.model_copy(update={"run": config.run.model_copy(update={"given": given})})
     dataset = load_dataset(config.data) if dataset is None else dataset
+    data = data_fingerprint(dataset)
+    if made is not None:
+        check_data(made, data)
     training = config.training
     batches = Batches(
         dataset,
@@ -89,6 +98,8 @@ def prepare(
             tokens=dataset.tokens,
         )
     units = units_of(model)
+    if made is not None:
+        check_units(made, units)
     model.to(dtype=_numerics(config).dtype)
     threads = config.engine.resources.threads or max(1, cores() // config.blocks.count)
     steps = training.steps or max(1, round(training.epochs * batches.steps_per_epoch))
@@ -112,8 +123,9 @@ def prepare(
         check_local_recovery(program)
     every = training.evaluate_every or batches.steps_per_epoch
     check_agreement(config, steps, every)
+    config = _with_threads(config, threads)
     return Prepared(
-        _with_threads(config, threads),
+        config,
         dataset,
         model,
         units,
@@ -124,6 +136,7 @@ def prepare(
         threads,
         _source(config, len(plan.blocks), threads),
         in_memory,
+        fingerprints_of(config, data, plan, units),
     )
 
 

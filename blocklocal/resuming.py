@@ -1,4 +1,4 @@
-"""What a run says about its making, and whether a later call may go on with it."""
+"""What a run writes down of its settings, and the checkpoint at which it goes on."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from blocklocal.config import RunConfig
 from learning.errors import UserError
-from orchestrator.checkpoint_reader import Checkpoint
-from orchestrator.checkpoints import Checkpoints
-from orchestrator.plan import Plan
 from orchestrator.rundir import RunDirectory
-from orchestrator.storage import LocalStorage, absolute
-from orchestrator.tensors import State, model_state
+from orchestrator.storage import absolute
 
 
 def recorded(config: RunConfig) -> dict[str, Any]:
@@ -45,40 +39,6 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             "checkpoints": config.checkpoints.model_copy(update={"storage": storage}),
         }
     )
-
-
-def check_resumable(old: RunConfig, new: RunConfig) -> None:
-    """Only what does not change the mathematics may change on resuming.
-
-    Raises:
-        UserError: naming the first section that differs.
-    """
-    threads = [c.engine.resources.threads for c in (old, new)]
-    if threads[0] != threads[1]:
-        raise UserError(
-            f"this run was made with engine.resources.threads = {threads[0]} and cannot go on with "
-            f"{threads[1]}, which rounds differently: resume it unchanged or start anew"
-        )
-    old, new = with_absolute_paths(old), with_absolute_paths(new)
-    if old.checkpoints.storage != new.checkpoints.storage:
-        raise UserError(
-            f"this run was made with checkpoints.storage = {old.checkpoints.storage} and its "
-            f"checkpoints are not in {new.checkpoints.storage}: resume it unchanged"
-        )
-    syncs = [c.lanes.model_dump(mode="json")["sync"] for c in (old, new)]
-    if syncs[0] != syncs[1]:
-        raise UserError(
-            f"this run was made with lanes.sync = {syncs[0]} and cannot go on with {syncs[1]}: "
-            "resume it unchanged or start anew"
-        )
-    free = {"engine", "lanes", "tracking", "run", "checkpoints"}
-    for section in RunConfig.model_fields:
-        before, after = getattr(old, section), getattr(new, section)
-        if section not in free and before != after:
-            raise UserError(
-                f"this run was made with {section} = {before.model_dump(mode='json')} and cannot "
-                f"go on with {after.model_dump(mode='json')}: resume it unchanged or start anew"
-            )
 
 
 def check_given(run: RunDirectory, old: RunConfig, *, in_python: bool) -> None:
@@ -122,57 +82,3 @@ def start_of(run: RunDirectory, checkpoint: str | int | None) -> int:
     for sentence in skipped:
         print(f"blocklocal: warning: {sentence}", file=sys.stderr)
     return 0 if newest is None else newest.step
-
-
-def beginning(config: RunConfig, plan: Plan, model: nn.Module, steps: int) -> Checkpoint | None:
-    """The checkpoint that a new run begins with instead of step 0, if it names one.
-
-    Args:
-        steps: of the run.
-
-    Raises:
-        UserError: when it cannot be read, or is of other blocks, another rule or the end.
-    """
-    place = config.run.start
-    if place is None:
-        return None
-    found, skipped = Checkpoints(LocalStorage(place)).newest_valid()
-    if found is None:
-        why = f" ({skipped[0]})" if skipped else ""
-        raise UserError(
-            f"run.start = {place} holds no checkpoint{why}: name the checkpoints/ of a run"
-        )
-    there, here = found.rule.get("kind"), config.rule.kind
-    if found.plan_hash != plan.hash() or there != here:
-        what = f"plan {found.plan_hash}" if there == here else f"rule.kind = {there}"
-        raise UserError(
-            f"run.start = {place} is of {what} and this run has "
-            f"{f'plan {plan.hash()}' if there == here else here}: cut and train as that run did"
-        )
-    check_same_network(place, model, found.state)
-    if found.step >= steps:
-        raise UserError(
-            f"run.start = {place} is of step {found.step} and this run has {steps}: raise "
-            "training.steps"
-        )
-    return found
-
-
-def check_same_network(run: RunDirectory | Path, model: nn.Module, state: State) -> None:
-    """Check that the weights of a checkpoint fit a network.
-
-    Args:
-        run: where it is from.
-
-    Raises:
-        UserError: naming the first tensor that does not.
-    """
-    where = run if isinstance(run, Path) else run.path
-    theirs = {name: tuple(t.shape) for name, t in model_state(state).items()}
-    mine = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    for name in sorted({*theirs, *mine}):
-        if theirs.get(name) != mine.get(name):
-            raise UserError(
-                f"{name} has shape {mine.get(name)} in this network and {theirs.get(name)} in "
-                f"{where}: give the network of that run"
-            )

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blocklocal.config import RunConfig, make_config
+from blocklocal.config import RunConfig, dotted, make_config
+from blocklocal.identity import Made, check_settings, differences, made_of, short
 from blocklocal.preparation import Prepared, prepare
-from blocklocal.resuming import start_of, with_absolute_paths
+from blocklocal.resuming import recorded, start_of
 from blocklocal.sweep_file import varied
 from blocklocal.training import resume, train
 from learning.errors import UserError
@@ -27,8 +28,8 @@ LEAVING_SECONDS = 60.0
 """For the last life of a trial to leave its run: its process may have just been told to end."""
 LEAST_SHARE = 0.001
 """Of the resource that every node has 1 of, by its address: enough to be there."""
-_MAY_DIFFER = ("run", "engine", "lanes", "tracking", "checkpoints")
-"""Sections that do not change what a trial learns."""
+_SHARED = ("engine.resources.threads",)
+"""What a trial keeps from its first life, whatever share of the machine it has now."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class TrialRuns:
         cores: of a machine that one trial may have.
         node: address of the node with the sweep's directory, where others may not see it; None:
             there is no other.
+        varied: settings that differ from trial to trial.
     """
 
     base: Mapping[str, Any]
     cpus: float
     cores: int
     node: str | None = None
+    varied: frozenset[str] = frozenset()
 
     def config(self, values: Values) -> RunConfig:
         """The configuration of a trial, with what it reserves.
@@ -96,21 +99,65 @@ class TrialRuns:
                 "that all nodes share"
             )
         config = self._named(self.config(request.values), request)
-        run = _left_run(request.directory, config)
-        if run is None:
+        left = self._left(request.directory, config)
+        if left is None:
             prepared = prepare(config)
             train(prepared, [Teller(listener, prepared.schedule.steps)])
             return
+        run, made = left
         old = make_config(run.config)
+        check_settings(made, run, old)
         resources = config.engine.resources.model_copy(
             update={"threads": old.engine.resources.threads}  # results depend on it
         )
         engine = config.engine.model_copy(update={"resources": resources})
-        prepared = prepare(config.model_copy(update={"engine": engine}), plan=run.plan)
+        begun = config.run.model_copy(update={"start": old.run.start})
+        config = config.model_copy(update={"engine": engine, "run": begun})
+        prepared = prepare(config, plan=run.plan, made=made)
         _tell_again(run, prepared, request, listener)
         if run.state.status != "finished":
             teller = Teller(listener, prepared.schedule.steps)
-            resume(prepared, run, [teller], patience=LEAVING_SECONDS)
+            resume(prepared, run, [teller], patience=LEAVING_SECONDS, made=made)
+
+    def _left(self, directory: Path, config: RunConfig) -> tuple[RunDirectory, Made] | None:
+        """What an earlier life of this trial has left, if it trained with these settings.
+
+        A sweep that was killed may have begun a trial that its searcher, brought back to a moment
+        before, does not ask for again: its run is moved out of the way.
+
+        Raises:
+            UserError: when it differs in what is the same in all trials.
+        """
+        if not directory.exists():
+            return None
+        run = RunDirectory.open(directory)
+        made = made_of(run)
+        other = [key for key in differences(made, config) if key not in _SHARED]
+        if not other:
+            return run, made
+        for key in other:
+            if not self._varies(key):
+                now = dotted(recorded(config)).get(key)
+                raise UserError(
+                    f"the sweep has {key} = {short(now)} and its trial {directory.name} was made "
+                    f"with {short(made.configuration.get(key))}: write that into the sweep's file "
+                    "again, or start a new sweep"
+                )
+        for number in itertools.count(1):
+            aside = directory.with_name(f"{directory.name}.unused-{number}")
+            if not aside.exists():
+                os.rename(directory, aside)
+                return None
+        raise AssertionError("numbers have no end")
+
+    def _varies(self, key: str) -> bool:
+        """Whether trials differ in a setting: it is varied itself, or the kind that it is of."""
+        for name in self.varied:
+            whole = name.partition("[")[0]
+            section = whole.removesuffix("kind" if whole.endswith(".kind") else "at")
+            if key == whole or (section != whole and key.startswith(section)):
+                return True
+        return False
 
     def _named(self, config: RunConfig, request: Request) -> RunConfig:
         name = f"{config.run.name}-{request.directory.name}"
@@ -165,27 +212,3 @@ def _tell_again(
         last = evaluation.steps == steps
         if (request.told < evaluation.steps or last) and evaluation.steps <= kept and known:
             listener.tell(evaluation.steps, evaluation.metrics, last)
-
-
-def _left_run(directory: Path, config: RunConfig) -> RunDirectory | None:
-    """What an earlier life of this trial has left, if it trained with these settings.
-
-    A sweep that was killed may have begun a trial that its searcher, brought back to a moment
-    before, does not ask for again: its run is moved out of the way.
-    """
-    if not directory.exists():
-        return None
-    run = RunDirectory.open(directory)
-    before, now = (with_absolute_paths(c) for c in (make_config(run.config), config))
-    if all(
-        getattr(before, s) == getattr(now, s)
-        for s in RunConfig.model_fields
-        if s not in _MAY_DIFFER
-    ):
-        return run
-    for number in itertools.count(1):
-        aside = directory.with_name(f"{directory.name}.unused-{number}")
-        if not aside.exists():
-            os.rename(directory, aside)
-            return None
-    raise AssertionError("numbers have no end")

@@ -117,7 +117,7 @@ def _runs(file: SweepFile) -> TrialRuns:
     """How trials are run on the cluster that is connected."""
     parallel = file.settings.parallel or 1
     share = available_cpus() / parallel, max(1, cores() // parallel)
-    return TrialRuns(file.base, *share, own_node())
+    return TrialRuns(file.base, *share, own_node(), frozenset(file.space.keys))
 
 
 def _tracking(file: SweepFile, directory: Path) -> Tracking | None:

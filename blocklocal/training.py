@@ -14,12 +14,17 @@ from torch import nn
 from blocklocal.config import dotted
 from blocklocal.engines import engine_of
 from blocklocal.gauges import RayMetrics
+from blocklocal.identity import Made, check_checkpoint
 from blocklocal.observers import TrackingObserver
 from blocklocal.preparation import Prepared, sample_rows
-from blocklocal.resuming import beginning, check_same_network, recorded, start_of
+from blocklocal.resuming import recorded, start_of
+from blocklocal.starting import beginning
 from blocklocal.tracked_files import files_of, report_of
+from learning.errors import UserError
+from learning.expected import check_state
 from orchestrator.checkpoint_reader import Checkpoint
 from orchestrator.events import Engine
+from orchestrator.fingerprints import Fingerprints
 from orchestrator.inline import Probe
 from orchestrator.plan import Plan
 from orchestrator.program import Calendar
@@ -64,28 +69,33 @@ def train(
     """
     config = prepared.config
     path = config.run.directory or _unused_directory(config.run.name)
-    first = _beginning(prepared)
+    first = beginning(prepared)
     engine = engine_of(prepared, probe)  # first: a cluster without room leaves nothing behind
     with _afterwards(lambda _: engine.close()):
         run = RunDirectory.create(
-            path, config=recorded(config), version=code_version(), plan=prepared.plan
+            path,
+            config=recorded(config),
+            version=code_version(),
+            plan=prepared.plan,
+            fingerprints=prepared.fingerprints,
         )
         with run.lock():
             if first is not None:
-                _adopt(run, first)
+                _adopt(run, prepared, first)
                 engine.load(first.state, first.step)
-            return _train(prepared, run, engine, first.step if first else 0, observers)
+            start = first.step if first else 0
+            return _train(prepared, run, engine, start, observers, prepared.fingerprints)
 
 
-def _beginning(prepared: Prepared) -> Checkpoint | None:
-    steps = prepared.schedule.steps
-    return beginning(prepared.config, prepared.plan, prepared.model, steps)
-
-
-def _adopt(run: RunDirectory, first: Checkpoint) -> None:
+def _adopt(run: RunDirectory, prepared: Prepared, first: Checkpoint) -> None:
     """Make a checkpoint the run's own: what is lost early is taken back to it."""
     run.checkpoints.save(
-        first.step, first.state, plan_hash=first.plan_hash, rule=first.rule, metrics=None
+        first.step,
+        first.state,
+        plan_hash=first.plan_hash,
+        rule=first.rule,
+        metrics=None,
+        fingerprints=prepared.fingerprints.of(first.state),
     )
     run.checkpoints.mark(last=first.step)
     run.update_state(steps=first.step)
@@ -107,32 +117,53 @@ def resume(
     observers: Sequence[Observer] = (),
     checkpoint: str | int | None = None,
     patience: float = 0.0,
+    *,
+    made: Made,
 ) -> Result:
     """Go on with a run from a checkpoint, by default the last; from the start without any.
 
     Args:
         patience: seconds to wait for another process that is about to leave the run.
+        made: with what the run was made, as `prepare` has compared it.
 
     Raises:
-        UserError: when the checkpoint is damaged or of another network; the run stays as it is.
+        UserError: when the checkpoint is damaged or not of this run; the run stays as it is.
     """
     with run.lock(patience):
-        start = start_of(run, checkpoint)
-        state = run.checkpoints.load(start).state if start else None
-        if state is not None:
-            check_same_network(run, prepared.model, state)
-        elif (first := _beginning(prepared)) is not None:
-            _adopt(run, first)
-            start, state = first.step, first.state
+        start, steps = start_of(run, checkpoint), prepared.schedule.steps
+        found = run.checkpoints.load(start) if start else beginning(prepared)
+        if start > steps:
+            raise UserError(
+                f"{run.path} has finished {start} steps and training.steps = {steps} are fewer: "
+                "ask for more, or name an earlier checkpoint"
+            )
+        if found is not None and start:
+            check_checkpoint(made, found)
+            blocks = prepared.plan.units_of_blocks(prepared.units)
+            check_state(prepared.program, blocks, found.state, start, run.path)
+        elif found is not None:
+            _adopt(run, prepared, found)
+            start = found.step
+        state = None if found is None else found.state
+        # What cannot be compared is not vouched for: a run of before there were any stays one.
+        told = prepared.fingerprints if made.fingerprints is not None else None
         engine = engine_of(prepared) if start < prepared.schedule.steps else None
         with _afterwards(lambda _: engine.close() if engine else None):
             if engine and state is not None:
                 engine.load(state, start)
+            _note_length(run, prepared, told)
             if start and start != run.checkpoints.last:
                 run.checkpoints.mark(last=start)  # or a crash before the next one would skip steps
             run.rewind(start)
             run.update_state(status="running", error=None, steps=start)
-            return _train(prepared, run, engine, start, observers)
+            return _train(prepared, run, engine, start, observers, told)
+
+
+def _note_length(run: RunDirectory, prepared: Prepared, told: Fingerprints | None) -> None:
+    """Write down with how many steps a run goes on, where that was changed openly."""
+    before, training = run.config, recorded(prepared.config)["training"]
+    if before.get("training") != training:
+        run.change({**before, "training": training}, told)
 
 
 def _train(
@@ -141,6 +172,7 @@ def _train(
     engine: Engine | None,
     start: int,
     observers: Sequence[Observer],
+    fingerprints: Fingerprints | None,
 ) -> Result:
     config, plan, steps = prepared.config, prepared.plan, prepared.schedule.steps
 
@@ -188,6 +220,7 @@ def _train(
                 f"block{len(plan.blocks)}",
                 [*observers, *(o for o in (tracking, gauges) if o is not None)],
                 keep=config.checkpoints.keep,
+                fingerprints=fingerprints,
             )
             if engine is not None:
                 evaluation_batch = config.training.evaluation_batch

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from learning.errors import UserError
 from orchestrator.files import DamageError
+from orchestrator.fingerprints import Fingerprints, differing, tensor_sets
 from orchestrator.manifest import INDEX, MANIFEST, Attempt, Index, Manifest, attempts
 from orchestrator.storage import Storage, reason, refusing
 from orchestrator.tensor_files import decode_tensors
@@ -26,6 +27,7 @@ class Checkpoint:
     plan_hash: str
     rule: dict[str, Any]
     metrics: dict[str, float] | None
+    fingerprints: Fingerprints | None = None
 
 
 class CheckpointReader:
@@ -138,7 +140,16 @@ class CheckpointReader:
             name = f"{attempt.directory}/{entry.name}"
             data, where = self._read(name, fix), self.storage.at(name)
             state[learner] = decode_tensors(data, entry.size, entry.sums, where, fix)
-        return Checkpoint(attempt.step, state, manifest.plan_hash, manifest.rule, manifest.metrics)
+        told = manifest.fingerprints
+        if told is not None and (wrong := differing(told.tensors or {}, tensor_sets(state))):
+            where = self.storage.at(f"{attempt.directory}/{MANIFEST}")
+            raise DamageError(
+                f"the tensors of {wrong[0]} are not those that {where} tells (a name, a type or a "
+                f"shape differs): {fix}"
+            )
+        return Checkpoint(
+            attempt.step, state, manifest.plan_hash, manifest.rule, manifest.metrics, told
+        )
 
     def _manifest(self, attempt: Attempt, fix: str) -> Manifest:
         name = f"{attempt.directory}/{MANIFEST}"

@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.checkpoint_reader import CheckpointReader
 from orchestrator.files import sealed, temporary
+from orchestrator.fingerprints import Fingerprints
 from orchestrator.manifest import (
     INDEX,
     MANIFEST,
@@ -40,8 +41,12 @@ class Checkpoints(CheckpointReader):
         plan_hash: str,
         rule: Mapping[str, Any],
         metrics: Mapping[str, float] | None,
+        fingerprints: Fingerprints | None = None,
     ) -> str:
         """Write the state after `step` finished steps; a checkpoint of this step is replaced.
+
+        Args:
+            fingerprints: of this state.
 
         Returns:
             Where it is.
@@ -51,7 +56,13 @@ class Checkpoints(CheckpointReader):
             UserError: for a learner whose name cannot name a file.
             StorageError: when the storage fails; the checkpoints are then those of before.
         """
-        head = {"step": step, "plan_hash": plan_hash, "rule": dict(rule), "metrics": metrics}
+        head = {
+            "step": step,
+            "plan_hash": plan_hash,
+            "rule": dict(rule),
+            "metrics": metrics,
+            "fingerprints": fingerprints,
+        }
         Manifest.model_validate({**head, "files": {}}).encode()  # fail before writing
         names = {learner: file_of(learner) for learner in state}
         with self._writing(f"write checkpoint {step}"):

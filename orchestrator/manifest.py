@@ -13,9 +13,10 @@ from pydantic import Field, FiniteFloat, ValidationError, model_validator
 from learning.errors import UserError
 from learning.settings import Settings
 from orchestrator.files import DamageError, child, sealed, unsealed
+from orchestrator.fingerprints import Fingerprints
 
 MANIFEST, INDEX = "manifest.json", "index.json"
-VERSIONS = (1, 2)
+VERSIONS = (1, 2, 3)
 """Of the format of manifests; the last is the one that is written."""
 _DIRECTORY = re.compile(r"step-(\d{8,18})(?:\.([1-9]\d{0,8}))?")
 
@@ -53,6 +54,7 @@ class Manifest(Settings):
         plan_hash: `Plan.hash` of the run.
         rule: resolved settings of the learning rule.
         files: by learner.
+        fingerprints: what decides the bits of the run; manifests before version 3 have none.
     """
 
     step: int = Field(ge=0)
@@ -60,6 +62,7 @@ class Manifest(Settings):
     rule: dict[str, Any]
     metrics: dict[str, FiniteFloat] | None = Field(default=None)
     files: dict[str, FileEntry]
+    fingerprints: Fingerprints | None = None
 
     def encode(self) -> bytes:
         """Encode it for `decode`.

@@ -31,12 +31,14 @@ from orchestrator.files import (
     write_all,
     write_file,
 )
+from orchestrator.fingerprints import NAME as FINGERPRINTS
+from orchestrator.fingerprints import Fingerprints
 from orchestrator.owner import claim, claimed
 from orchestrator.plan import Plan
 from orchestrator.run_records import METRICS, SPANS, RunRecords
 from orchestrator.storage import LocalStorage, shared_storage
 
-_REPLACED = ("state.json", METRICS, SPANS)
+_REPLACED = ("state.json", "config.yaml", FINGERPRINTS, METRICS, SPANS)
 
 
 class RunState(Settings):
@@ -54,13 +56,20 @@ class RunDirectory(RunRecords):
 
     @classmethod
     def create(
-        cls, path: str | Path, *, config: Mapping[str, Any], version: Mapping[str, Any], plan: Plan
+        cls,
+        path: str | Path,
+        *,
+        config: Mapping[str, Any],
+        version: Mapping[str, Any],
+        plan: Plan,
+        fingerprints: Fingerprints | None = None,
     ) -> Self:
         """Make the directory of a new run, all of it or nothing.
 
         Args:
             config: the resolved settings, as JSON knows them.
             version: see `code_version`.
+            fingerprints: what decides the bits of the run.
 
         Raises:
             UserError: when the path is taken or cannot be written.
@@ -69,8 +78,10 @@ class RunDirectory(RunRecords):
         plain = json.loads(json.dumps(config))  # YAML would write tuples as Python objects
         shared = shared_storage(plain)
         state = RunState(id=uuid.uuid4().hex if shared else None)
+        told = {} if fingerprints is None else {FINGERPRINTS: _told(fingerprints)}
         contents = {
-            "config.yaml": write_yaml(plain).encode(),
+            "config.yaml": _settings(plain),
+            **told,
             "version.json": (json.dumps(version, indent=2) + "\n").encode(),
             "plan.json": (plan.model_dump_json(indent=2) + "\n").encode(),
             "state.json": sealed(state.model_dump()),
@@ -181,6 +192,27 @@ class RunDirectory(RunRecords):
         return tree
 
     @property
+    def fingerprints(self) -> Fingerprints | None:
+        """What decides the bits of the run; None for one that was made before there were any.
+
+        Raises:
+            UserError: for a file that is damaged or foreign.
+        """
+        path, fix = self.path / FINGERPRINTS, "restore it from a copy"
+        if not os.path.lexists(path):
+            return None
+        try:
+            return Fingerprints.model_validate(read_sealed(path, fix))
+        except ValidationError as error:
+            raise UserError(f"{path} is foreign ({error.errors()[0]['msg']}): {fix}") from error
+
+    def change(self, config: Mapping[str, Any], fingerprints: Fingerprints | None) -> None:
+        """Go on with other settings; a crash between the two files is told at the next resume."""
+        if fingerprints is not None:
+            replace_file(self.path / FINGERPRINTS, [_told(fingerprints)])
+        replace_file(self.path / "config.yaml", [_settings(config)])
+
+    @property
     def version(self) -> dict[str, Any]:
         """Which code began the run, and where; see `code_version`."""
         path = self.path / "version.json"
@@ -212,6 +244,15 @@ class RunDirectory(RunRecords):
         state = RunState.model_validate(self.state.model_dump() | fields)
         replace_file(self.path / "state.json", [sealed(state.model_dump())])
         return state
+
+
+def _told(fingerprints: Fingerprints) -> bytes:
+    return sealed(fingerprints.model_dump())
+
+
+def _settings(config: Mapping[str, Any]) -> bytes:
+    plain = json.loads(json.dumps(config))  # YAML would write tuples as Python objects
+    return write_yaml(plain).encode()
 
 
 def _lock(file: FileIO, patience: float) -> None:

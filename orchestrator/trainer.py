@@ -25,6 +25,7 @@ from orchestrator.events import (
     StepDone,
     Worked,
 )
+from orchestrator.fingerprints import Fingerprints
 from orchestrator.finite import check_finite, check_losses, not_finite
 from orchestrator.incidents import Incident
 from orchestrator.losses import Loss
@@ -87,6 +88,7 @@ class Trainer:
 
     Attributes:
         keep: how many of the newest checkpoints stay, besides the best.
+        fingerprints: of the run, for its checkpoints.
     """
 
     run: RunDirectory
@@ -96,6 +98,7 @@ class Trainer:
     last_block: str
     observers: Sequence[Observer] = ()
     keep: int = 2
+    fingerprints: Fingerprints | None = None
     _validated: dict[int, float] = field(default_factory=dict)
     _first: int = 0
     _stop: int = 0
@@ -217,7 +220,12 @@ class Trainer:
         check_finite(event)
         metrics = None if value is None else {"validation/accuracy": value}
         self.checkpoints.save(
-            finished, event.state, plan_hash=self.plan_hash, rule=self.rule, metrics=metrics
+            finished,
+            event.state,
+            plan_hash=self.plan_hash,
+            rule=self.rule,
+            metrics=metrics,
+            fingerprints=self.fingerprints and self.fingerprints.of(event.state),
         )
         best = self.checkpoints.best_value
         if value is not None and (best is None or value > best):

@@ -115,4 +115,5 @@ def copy_checkpoint(source: Checkpoints, step: int, to: Path) -> None:
         plan_hash=found.plan_hash,
         rule=found.rule,
         metrics=found.metrics,
+        fingerprints=found.fingerprints,
     )

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from blocklocal import sending
 from blocklocal.commands.terminal import say
+from blocklocal.identity import check_checkpoint, made_of
 from blocklocal.inference import evaluate_model, load_run
 from blocklocal.run_report import write_report
 from learning.errors import UserError
@@ -23,15 +24,17 @@ Which = Annotated[
 
 def eval_command(
     run: Path,
-    *,
+    *words: Annotated[str, Parameter(help="data.key=value settings, for other data")],
     split: str = "test",
     checkpoint: Which = None,
 ) -> None:
     """Evaluate a run's checkpoint (`best`, `last` or a step) on a split, as one plain module."""
     directory = RunDirectory.open(run)
     step = _step(directory, checkpoint)
-    config, dataset, model = load_run(directory, step)
+    config, dataset, model = load_run(directory, step, words)
     loss, accuracy = evaluate_model(model, dataset, split, config)
+    if words:
+        say(f"on other data than {run} was trained with: {' '.join(words)}")
     say(f"step {step}  {split} accuracy {accuracy:.4%}  loss {loss:.6f}")
 
 
@@ -39,7 +42,10 @@ def export_command(run: Path, output: Path, *, checkpoint: Which = None) -> None
     """Write a checkpoint as one safetensors state_dict of the original module."""
     directory = RunDirectory.open(run)
     step = _step(directory, checkpoint)
-    export_state(directory.checkpoints.load(step).state, output)
+    made = made_of(directory)
+    found = directory.checkpoints.load(step)
+    check_checkpoint(made, found)
+    export_state(found.state, output)
     say(f"wrote {output} (step {step})")
 
 

@@ -11,9 +11,10 @@ from rich.table import Table
 from blocklocal.clusters import cluster
 from blocklocal.commands.terminal import configuration, console, say
 from blocklocal.config import load_config, make_config
+from blocklocal.identity import check_settings, made_of
 from blocklocal.observers import Progress
 from blocklocal.preparation import prepare
-from blocklocal.resuming import check_given, check_resumable, start_of
+from blocklocal.resuming import check_given, start_of
 from blocklocal.training import Result, resume, train
 from learning.errors import UserError
 from learning.yaml_files import write_yaml
@@ -54,13 +55,14 @@ def _resume(path: Path, words: tuple[str, ...], checkpoint: str | None) -> None:
     old = make_config(run.config)
     check_given(run, old, in_python=False)
     config = load_config(None, words, base=run.config)
-    check_resumable(old, config)
+    made = made_of(run)
+    check_settings(made, run, config, [word.partition("=")[0] for word in words])
     start = start_of(run, checkpoint)
     with cluster(config):
-        prepared = prepare(config, plan=run.plan)
+        prepared = prepare(config, plan=run.plan, made=made)
         say(f"resuming {path} at step {start} of {prepared.schedule.steps}")
         with Progress(console, start, prepared.schedule.steps) as progress:
-            result = resume(prepared, run, [progress], start or None)
+            result = resume(prepared, run, [progress], start or None, made=made)
     _closing(result, progress)
 
 

@@ -80,11 +80,21 @@ def test_fit_goes_on_with_the_bits_of_an_undisturbed_run(tmp_path: Path, stopped
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"optimizer": {"lr": 0.5}}, "this run was made with optimizer = "),
-        ({"rule": "local"}, "this run was made with rule = "),
-        ({"model": _network(width=9)}, "0.bias has shape (9,) in this network and (16,) in "),
         (
-            {"model": nn.Sequential(nn.Linear(8, 4))},
+            {"optimizer": {"lr": 0.5}},
+            "{run} was made with optimizer.lr = 0.001 and cannot go on with 0.5: leave it out, or ",
+        ),
+        (
+            {"rule": "local"},
+            "{run} was made with rule.kind = bll and cannot go on with local: leave it out, or ",
+        ),
+        (
+            {"model": _network(width=9)},
+            "unit 0 is Linear(in_features=8, out_features=9, bias=True) in this network and "
+            "Linear(in_features=8, out_features=16, bias=True) in {run}: give the network of ",
+        ),
+        (
+            {"model": nn.Sequential(nn.Linear(8, 16))},
             "unit 2 is missing in this network and 1 in plan ",
         ),
         ({"checkpoint": 5}, "there is no checkpoint 5 in "),
@@ -98,7 +108,7 @@ def test_fit_does_not_go_on_with_something_else(
     model = arguments.pop("model", None) or _network()
     with pytest.raises(UserError) as caught:
         fit(model, blobs(), resume=stopped, **arguments)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(said.replace("{run}", str(stopped)))
     assert {k: v for k, v in listing(stopped).items() if k != "lock"} == before
 
 
@@ -128,8 +138,16 @@ def damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert cli.main(["train", *WORDS, *words]) == 0
     checkpoints = RunDirectory.open(path).checkpoints
     state = _checkpoint_of(tmp_path, 4)
-    manifest = checkpoints.manifest(12)
-    checkpoints.save(4, state, plan_hash=manifest.plan_hash, rule=manifest.rule, metrics=None)
+    manifest, told = checkpoints.manifest(12), RunDirectory.open(path).fingerprints
+    assert told is not None
+    checkpoints.save(
+        4,
+        state,
+        plan_hash=manifest.plan_hash,
+        rule=manifest.rule,
+        metrics=None,
+        fingerprints=told.of(state),
+    )
     file = path / "checkpoints" / "step-00000012" / "block1.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\xff")
     return path

@@ -51,7 +51,7 @@ def _module(run: Path) -> nn.Module:
 
 def test_what_a_run_leaves(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    files = {"config.yaml", "version.json", "state.json", "plan.json"}
+    files = {"config.yaml", "version.json", "state.json", "plan.json", "fingerprints.json"}
     assert names == files | {"metrics.jsonl", "spans.jsonl", "checkpoints", "lock", "report.md"}
     config = load_config(finished / "config.yaml")
     assert config == load_config(None, [*WORDS, f"run.directory={finished}"])
@@ -164,7 +164,14 @@ def test_the_best_checkpoint_is_the_default(
     assert best is not None
     kept = checkpoints.load(40)
     zeros = {k: {n: t * 0 for n, t in tensors.items()} for k, tensors in kept.state.items()}
-    checkpoints.save(41, zeros, plan_hash=kept.plan_hash, rule=kept.rule, metrics=None)
+    checkpoints.save(
+        41,
+        zeros,
+        plan_hash=kept.plan_hash,
+        rule=kept.rule,
+        metrics=None,
+        fingerprints=kept.fingerprints,
+    )
     checkpoints.mark(last=41)
     words = ["eval", tmp_path / "run", "--split", "validation"]
     accuracy = _reported(finished, best - 1, "validation")["block2/accuracy"]

@@ -87,7 +87,7 @@ def test_foreign_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 3}, r"format version 3, this blocklocal reads 1 and 2: use the version"),
+        ({"format": 4}, r"format version 4, this blocklocal reads 1 and 2 and 3: use the version"),
         ({"format": "1"}, "format version '1'"),
         ({"step": -1}, "not a manifest"),
         ({"colour": 1}, "not a manifest"),

@@ -1,0 +1,73 @@
+"""Fingerprints: short texts by which data, modules and sets of tensors are told apart.
+
+The checksum is XXH3, which is as fast as memory: it finds what was changed by accident, not what
+somebody made to look the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import xxhash
+from torch import Tensor, nn
+
+from learning.data.datasets import Dataset
+
+_PIECE = 1 << 22  # bytes hashed at a time: memory mapped rows need not be in memory together
+_LONGEST = 80  # letters of a module that is told as it is
+
+
+def data_fingerprint(dataset: Dataset) -> dict[str, str]:
+    """Tell what a run learns from and is judged by, part by part.
+
+    Returns:
+        By name of the part (`train rows`, `test labels`, `mean`, ...) the hash of its type, shape
+        and bytes.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for name in ("train", "validation", "test"):
+        split = dataset.split(name)
+        arrays |= {f"{name} rows": split.x, f"{name} labels": split.y}
+    arrays |= {"mean": dataset.mean, "deviation": dataset.std}
+    return {
+        **{name: _array_hash(array) for name, array in arrays.items()},
+        "number of classes": str(dataset.classes),
+    }
+
+
+def _array_hash(array: np.ndarray) -> str:
+    digest = xxhash.xxh3_128(f"{array.dtype.name}{array.shape}".encode())
+    rows = max(1, _PIECE * len(array) // max(1, array.nbytes)) if array.ndim else 1
+    for start in range(0, len(array), rows):
+        # As bytes in C order, whatever the order in memory.
+        piece = np.ascontiguousarray(array[start : start + rows])
+        digest.update(piece.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def module_fingerprint(module: nn.Module) -> str:
+    """Tell a module by its types and what torch's layers say of themselves, not by its weights.
+
+    Two modules of a user's own that differ in code alone look the same.
+    """
+    told = [f"{name}{_own(part)}" for name, part in module.named_modules()]
+    text = " ".join(told)
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST // 2]}... ({xxhash.xxh3_64_hexdigest(text.encode())})"
+
+
+def _own(module: nn.Module) -> str:
+    kind = type(module)
+    # What users write there may hold numbers that change in training.
+    settings = module.extra_repr() if kind.__module__.startswith("torch.nn.") else ""
+    return f"{kind.__qualname__}({settings})"
+
+
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Tell a set of tensors by their names, types and shapes, not by their values."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    return digest.hexdigest()
