@@ -16,7 +16,7 @@ from typing import Any
 from blocklocal.config import RunConfig, dotted, make_config, overlay
 from blocklocal.resuming import recorded, with_absolute_paths
 from learning.credit import Reconcile
-from learning.errors import UserError
+from learning.errors import UserError, one_line
 from learning.fingerprints import module_fingerprint
 from learning.rules import BLL
 from learning.settings import ConstantSchedule
@@ -285,11 +285,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 def short(value: Any) -> str:
     """A value in a sentence."""
-    text = word(value)
-    if len(text) <= SHORT:
-        return text
-    # Paths differ at their end.
-    return f"...{text[3 - SHORT :]}" if "/" in text else f"{text[: SHORT - 3]}..."
+    return one_line(word(value), SHORT)
 
 
 def word(value: Any) -> str:
