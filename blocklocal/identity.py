@@ -204,11 +204,16 @@ def check_data(made: Made, data: Mapping[str, str]) -> None:
         UserError: naming the first part that is another.
     """
     told = made.fingerprints
-    if told is not None and (other := differing(told.data, data)):
+    if told is not None and (other := differing_data(told, data)):
         raise UserError(
-            f"the {other[0]} are not those that {made.path} was trained with: bring those back, or "
+            f"{made.path} was trained with other data ({', '.join(other)}): bring those back, or "
             "start a new run"
         )
+
+
+def differing_data(told: Fingerprints, data: Mapping[str, str]) -> list[str]:
+    """The parts of data that differ; of others nothing was told."""
+    return [name for name, value in told.data.items() if data.get(name) != value]
 
 
 def check_units(made: Made, units: Sequence[Unit]) -> None:

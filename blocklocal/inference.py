@@ -76,17 +76,19 @@ def _in_place_of(own: Dataset, other: Dataset) -> Dataset:
     Raises:
         UserError: when rows or labels are of another kind.
     """
-    if (other.input_shape, other.tokens) != (own.input_shape, own.tokens):
+    kinds = [(d.preprocessing.rows, d.input_shape) for d in (other, own)]
+    if kinds[0] != kinds[1]:
+        rows, shape = kinds[0]
         raise UserError(
-            f"the data have rows of shape {other.input_shape} and the network takes "
-            f"{own.input_shape}: evaluate it on data of its own kind"
+            f"the data have {rows} rows of shape {shape} and the run had {kinds[1][0]} ones of "
+            f"{kinds[1][1]}: evaluate it on data of its own kind"
         )
     if other.classes > own.classes:
         raise UserError(
             f"the data have {other.classes} classes and the network knows {own.classes}: evaluate "
             "it on data of those"
         )
-    return replace(other, classes=own.classes, mean=own.mean, std=own.std)
+    return replace(other, preprocessing=own.preprocessing)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blocklocal.identity import STRUCTURE, short, with_defaults
+from blocklocal.identity import STRUCTURE, differing_data, short, with_defaults
 from blocklocal.preparation import Prepared
 from learning.errors import UserError
 from learning.expected import check_state
@@ -77,19 +77,19 @@ def _check_made(prepared: Prepared, place: Path, found: Checkpoint, told: Finger
                 f"run.start = {place} was made with {key} = {short(theirs.get(key))} and this run "
                 f"has {short(ours.get(key))}, which its state does not fit: set it as that run did"
             )
-    parts = differing(told.data, prepared.fingerprints.data)
+    parts = ", ".join(differing_data(told, prepared.fingerprints.data))
     if not parts:
         return
     if any(key.startswith("data.") for key in other) or prepared.in_memory:
         print(
-            f"blocklocal: warning: run.start = {place} was trained on other data ({parts[0]}) than "
-            "this run",
+            f"blocklocal: warning: run.start = {place} was trained on other data than this run "
+            f"({parts})",
             file=sys.stderr,
         )
         return
     raise UserError(
-        f"the {parts[0]} are not those that run.start = {place} was trained on, though the "
-        "settings of data are the same: bring those back, or set data to where others lie"
+        f"run.start = {place} was trained on other data ({parts}), though the settings of data are "
+        "the same: bring those back, or set data to where others lie"
     )
 
 

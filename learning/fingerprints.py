@@ -6,6 +6,7 @@ somebody made to look the same.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -22,17 +23,20 @@ def data_fingerprint(dataset: Dataset) -> dict[str, str]:
     """Tell what a run learns from and is judged by, part by part.
 
     Returns:
-        By name of the part (`train rows`, `test labels`, `mean`, ...) the hash of its type, shape
-        and bytes.
+        By name of the part the hash of its type, shape and bytes (`train rows`, `test labels`, ...)
+        or of what it says (`mean`, `classes` and whatever else `Preprocessing` has).
     """
     arrays: dict[str, np.ndarray] = {}
     for name in ("train", "validation", "test"):
         split = dataset.split(name)
         arrays |= {f"{name} rows": split.x, f"{name} labels": split.y}
-    arrays |= {"mean": dataset.mean, "deviation": dataset.std}
+    told = dataset.preprocessing.model_dump(mode="json")
     return {
         **{name: _array_hash(array) for name, array in arrays.items()},
-        "number of classes": str(dataset.classes),
+        **{
+            name: xxhash.xxh3_64_hexdigest(json.dumps(value).encode())
+            for name, value in told.items()
+        },
     }
 
 
