@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from torch import nn
 
 from blocklocal.config import dotted
@@ -16,12 +18,14 @@ from blocklocal.engines import engine_of
 from blocklocal.gauges import RayMetrics
 from blocklocal.identity import Made, check_checkpoint
 from blocklocal.observers import TrackingObserver
-from blocklocal.preparation import Prepared, sample_rows
+from blocklocal.preparation import Prepared
 from blocklocal.resuming import recorded, start_of
 from blocklocal.starting import beginning
 from blocklocal.tracked_files import files_of, report_of
+from learning.data import Preprocessing
 from learning.errors import UserError
 from learning.expected import check_state
+from learning.prediction import Trained
 from orchestrator.checkpoint_reader import Checkpoint
 from orchestrator.events import Engine
 from orchestrator.fingerprints import Fingerprints
@@ -45,18 +49,36 @@ class Result:
 
     Attributes:
         directory: the run directory.
-        model: the original module, in evaluation mode, with the weights of a checkpoint.
         metrics: of the last evaluation of each split, `test/block3/accuracy` and the like.
         checkpoint: how many steps the weights have learnt: all, or those that `StopTraining` names.
+        trained: the original module with those weights, and what it was trained to see.
         stopped: whether an observer ended the run early.
     """
 
     directory: Path
-    model: nn.Module
     plan: Plan
     metrics: dict[str, float]
     checkpoint: int
+    trained: Trained
     stopped: bool = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The original module, in evaluation mode; it takes rows that are preprocessed."""
+        return self.trained.model
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What turns raw rows into what the model takes."""
+        return self.trained.preprocessing
+
+    def predict(self, x: Any) -> np.ndarray:
+        """The labels of raw rows, see `Trained.predict`."""
+        return self.trained.predict(x)
+
+    def scores(self, x: Any) -> np.ndarray:
+        """The scores of raw rows, see `Trained.scores`."""
+        return self.trained.scores(x)
 
 
 def train(
@@ -96,6 +118,7 @@ def _adopt(run: RunDirectory, prepared: Prepared, first: Checkpoint) -> None:
         rule=first.rule,
         metrics=None,
         fingerprints=prepared.fingerprints.of(first.state),
+        preprocessing=prepared.dataset.preprocessing,
     )
     run.checkpoints.mark(last=first.step)
     run.update_state(steps=first.step)
@@ -221,6 +244,7 @@ def _train(
                 [*observers, *(o for o in (tracking, gauges) if o is not None)],
                 keep=config.checkpoints.keep,
                 fingerprints=fingerprints,
+                preprocessing=prepared.dataset.preprocessing,
             )
             if engine is not None:
                 evaluation_batch = config.training.evaluation_batch
@@ -234,14 +258,14 @@ def _train(
             if state:
                 prepared.model.load_state_dict(model_state(state))
             prepared.model.eval()
+            trained = _trained(prepared, f"checkpoint {reached} of {run.path}")
             run.update_state(status="finished" if stop is None else "stopped")
             if tracking is not None and state:
-                _send_files(tracking, run, state)
+                _send_files(tracking, run, state, trained)
                 if engine is not None or not tracking.has_model:
-                    rows = sample_rows(config, prepared.dataset, 2)
-                    tracking.model(prepared.model, rows, reached)
+                    tracking.model(trained.from_raw(), trained.raw_example(), reached)
     metrics = _last_evaluations(run)
-    return Result(run.path, prepared.model, plan, metrics, reached, stop is not None)
+    return Result(run.path, plan, metrics, reached, trained, stop is not None)
 
 
 def _until_stopped(
@@ -289,10 +313,22 @@ def _tags(prepared: Prepared) -> dict[str, str]:
     }
 
 
-def _send_files(tracking: TrackingObserver, run: RunDirectory, state: State) -> None:
+def _trained(prepared: Prepared, source: str) -> Trained:
+    return Trained(
+        prepared.model,
+        prepared.dataset.preprocessing,
+        prepared.config.precision,
+        prepared.config.training.evaluation_batch,
+        source,
+    )
+
+
+def _send_files(
+    tracking: TrackingObserver, run: RunDirectory, state: State, trained: Trained
+) -> None:
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "model.safetensors"
-        export(state, file)
+        export(state, file, trained.preprocessing)
         tracking.artifact(file, "weights")
     for path in files_of(run):
         tracking.artifact(path)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from learning.data.preprocessing import Preprocessing
 from learning.errors import UserError
 from orchestrator.files import DamageError
 from orchestrator.fingerprints import Fingerprints, differing, tensor_sets
@@ -28,6 +29,7 @@ class Checkpoint:
     rule: dict[str, Any]
     metrics: dict[str, float] | None
     fingerprints: Fingerprints | None = None
+    preprocessing: Preprocessing | None = None
 
 
 class CheckpointReader:
@@ -148,7 +150,13 @@ class CheckpointReader:
                 f"shape differs): {fix}"
             )
         return Checkpoint(
-            attempt.step, state, manifest.plan_hash, manifest.rule, manifest.metrics, told
+            attempt.step,
+            state,
+            manifest.plan_hash,
+            manifest.rule,
+            manifest.metrics,
+            told,
+            manifest.preprocessing,
         )
 
     def _manifest(self, attempt: Attempt, fix: str) -> Manifest:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from learning.data.preprocessing import Preprocessing
 from orchestrator.checkpoint_reader import CheckpointReader
 from orchestrator.files import sealed, temporary
 from orchestrator.fingerprints import Fingerprints
@@ -42,11 +43,13 @@ class Checkpoints(CheckpointReader):
         rule: Mapping[str, Any],
         metrics: Mapping[str, float] | None,
         fingerprints: Fingerprints | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> str:
         """Write the state after `step` finished steps; a checkpoint of this step is replaced.
 
         Args:
             fingerprints: of this state.
+            preprocessing: what the network was trained to see.
 
         Returns:
             Where it is.
@@ -62,6 +65,7 @@ class Checkpoints(CheckpointReader):
             "rule": dict(rule),
             "metrics": metrics,
             "fingerprints": fingerprints,
+            "preprocessing": preprocessing,
         }
         Manifest.model_validate({**head, "files": {}}).encode()  # fail before writing
         names = {learner: file_of(learner) for learner in state}

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
+from learning.data.preprocessing import Preprocessing
 from learning.errors import UserError
 from learning.settings import Settings
 from orchestrator.files import DamageError, child, sealed, unsealed
@@ -55,6 +56,8 @@ class Manifest(Settings):
         rule: resolved settings of the learning rule.
         files: by learner.
         fingerprints: what decides the bits of the run; manifests before version 3 have none.
+        preprocessing: what turns raw rows into what the network sees; manifests before version 3
+            have none.
     """
 
     step: int = Field(ge=0)
@@ -63,6 +66,7 @@ class Manifest(Settings):
     metrics: dict[str, FiniteFloat] | None = Field(default=None)
     files: dict[str, FileEntry]
     fingerprints: Fingerprints | None = None
+    preprocessing: Preprocessing | None = None
 
     def encode(self) -> bytes:
         """Encode it for `decode`.

@@ -68,13 +68,19 @@ class Hashed:
         return self._digest.hexdigest()
 
 
-def encode_tensors(tensors: Mapping[str, Tensor]) -> list[Chunk]:
+def encode_tensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> list[Chunk]:
     """Encode tensors as chunks of a safetensors file; those of contiguous ones are their memory.
+
+    Args:
+        metadata: what the file says besides.
 
     Raises:
         UserError: for a type that safetensors does not have.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # as Hugging Face expects
+    # The format is as Hugging Face expects.
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     chunks: list[Chunk] = []
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):

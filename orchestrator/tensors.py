@@ -8,10 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from learning.data.preprocessing import Preprocessing
 from learning.errors import UserError
 from orchestrator.files import ANOTHER_FILE, create_file
 from orchestrator.tensor_files import encode_tensors
 
+PREPROCESSING = "preprocessing"
+"""Its name in the metadata of an exported file."""
 State = Mapping[str, Mapping[str, Tensor]]
 """Tensors by learner, then by name."""
 
@@ -38,12 +41,16 @@ def model_state(state: State) -> dict[str, Tensor]:
     return merged
 
 
-def export(state: State, path: Path) -> None:
+def export(state: State, path: Path, preprocessing: Preprocessing | None = None) -> None:
     """Write the model's tensors to one plain safetensors file.
+
+    Args:
+        preprocessing: what turns raw rows into what the model takes; JSON in the file's metadata.
 
     Raises:
         UserError: when the file exists or its directory does not.
     """
     if os.path.lexists(path):  # before encoding, which takes a while
         raise UserError(f"{path} exists: {ANOTHER_FILE}")
-    create_file(path, encode_tensors(model_state(state)))
+    metadata = {} if preprocessing is None else {PREPROCESSING: preprocessing.model_dump_json()}
+    create_file(path, encode_tensors(model_state(state), metadata))

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from actors.operations import Span
+from learning.data.preprocessing import Preprocessing
 from learning.errors import NonFiniteLossError, UserError
 from orchestrator.background import Background
 from orchestrator.checkpoints import Checkpoints
@@ -89,6 +90,7 @@ class Trainer:
     Attributes:
         keep: how many of the newest checkpoints stay, besides the best.
         fingerprints: of the run, for its checkpoints.
+        preprocessing: of the data, for the checkpoints.
     """
 
     run: RunDirectory
@@ -99,6 +101,7 @@ class Trainer:
     observers: Sequence[Observer] = ()
     keep: int = 2
     fingerprints: Fingerprints | None = None
+    preprocessing: Preprocessing | None = None
     _validated: dict[int, float] = field(default_factory=dict)
     _first: int = 0
     _stop: int = 0
@@ -226,6 +229,7 @@ class Trainer:
             rule=self.rule,
             metrics=metrics,
             fingerprints=self.fingerprints and self.fingerprints.of(event.state),
+            preprocessing=self.preprocessing,
         )
         best = self.checkpoints.best_value
         if value is not None and (best is None or value > best):

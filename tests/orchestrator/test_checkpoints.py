@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from learning.data import Preprocessing
 from learning.errors import UserError
 from orchestrator.files import child
 from tests.orchestrator.checkpointing import (
@@ -69,6 +70,16 @@ def test_layout_and_manifest(tmp_path: Path) -> None:
     assert loaded.metrics is None and c.manifest(50).files["block1"].name == names[0]
     c.save(123456789, {}, plan_hash="", rule={}, metrics={})
     assert c.steps() == [50, 123456789] and c.load(123456789).state == {}
+
+
+def test_preprocessing_is_a_part_of_a_checkpoint(tmp_path: Path) -> None:
+    numbers = {"scale": (255.0,), "mean": (0.1, 1 / 3), "std": (2.0**-30, 7e-9)}
+    known = Preprocessing(rows="uint8", input_shape=(2, 4, 4), classes=3, **numbers)
+    c = checkpoints_in(tmp_path)
+    c.save(1, make_state(1), plan_hash="", rule={}, metrics=None, preprocessing=known)
+    c.save(2, make_state(1), plan_hash="", rule={}, metrics=None)
+    assert c.load(1).preprocessing == c.manifest(1).preprocessing == known
+    assert c.load(2).preprocessing is None
 
 
 def test_refused_saves_leave_nothing(tmp_path: Path) -> None:
