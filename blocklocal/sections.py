@@ -7,6 +7,17 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from learning.bounds import (
+    MOST_LABEL,
+    Address,
+    Epochs,
+    Factor,
+    FilePath,
+    Kept,
+    Samples,
+    Seed,
+    Steps,
+)
 from learning.settings import Settings
 from orchestrator.chain import Transport
 from orchestrator.placement import ResourceSettings
@@ -17,15 +28,15 @@ from orchestrator.recovery import RecoverySettings
 class TrainingSettings(Settings):
     """How long, and in what portions."""
 
-    epochs: float = Field(default=5.0, gt=0, allow_inf_nan=False)
-    steps: int | None = Field(default=None, ge=1, description="wins over epochs")
-    batch: int = Field(default=128, ge=1, description="samples of one step")
-    shards: int = Field(default=1, ge=1, description="microbatches of one step")
-    seed: int = Field(default=0, ge=0)
-    evaluate_every: int | None = Field(
-        default=None, ge=1, description="steps between evaluations with checkpoints; null: an epoch"
+    epochs: Epochs = 5.0
+    steps: Steps | None = Field(default=None, description="wins over epochs")
+    batch: Samples = Field(default=128, description="samples of one step")
+    shards: Kept = Field(default=1, description="microbatches of one step")
+    seed: Seed = 0
+    evaluate_every: Steps | None = Field(
+        default=None, description="steps between evaluations with checkpoints; null: an epoch"
     )
-    evaluation_batch: int = Field(default=256, ge=1)
+    evaluation_batch: Samples = 256
 
     @model_validator(mode="after")
     def _shards_divide(self) -> Self:
@@ -41,8 +52,8 @@ class EngineSettings(Settings):
     """What runs the program: `ray` (actors on a cluster) or `sequential` (this process)."""
 
     kind: Literal["ray", "sequential"] = "ray"
-    address: str | None = Field(default=None, description="of a Ray cluster; null: a local one")
-    window: int = Field(default=4, ge=1, description="steps a block may run ahead of the next")
+    address: Address | None = Field(default=None, description="of a Ray cluster; null: a local one")
+    window: Kept = Field(default=4, description="steps a block may run ahead of the next")
     transport: Transport = Field(
         default="object_store", description="of messages: Ray's object store, or sockets (direct)"
     )
@@ -50,10 +61,8 @@ class EngineSettings(Settings):
     source: SourcePlace | None = Field(
         default=None, description="of batches; null: an actor where a core is free, else block 1"
     )
-    rebalance: float | None = Field(
+    rebalance: Factor | None = Field(
         default=None,
-        gt=0,
-        allow_inf_nan=False,
         description="a block moves when it takes this share more of a step than planned; null: no",
     )
     resources: ResourceSettings = ResourceSettings()
@@ -62,17 +71,19 @@ class EngineSettings(Settings):
 class RunSettings(Settings):
     """Where a run is kept."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    directory: Path | None = Field(default=None, description="null: runs/<name>-<time>")
-    start: Path | None = Field(
+    name: str = Field(default="run", max_length=MOST_LABEL, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    directory: FilePath | None = Field(default=None, description="null: runs/<name>-<time>")
+    start: FilePath | None = Field(
         default=None, description="a directory of checkpoints; the run begins with the last of them"
     )
     given: tuple[Literal["data", "network"], ...] = Field(
-        default=(), description="set by the Python API: what was given in memory, not in this file"
+        default=(),
+        max_length=2,
+        description="set by the Python API: what was given in memory, not in this file",
     )
 
     @field_validator("directory")
     @classmethod
-    def _of_the_user(cls, directory: Path | None) -> Path | None:
+    def _of_the_user(cls, directory: FilePath | None) -> Path | None:
         # A job's words reach its shell quoted: nobody else would replace ~.
         return None if directory is None else directory.expanduser()

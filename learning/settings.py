@@ -6,6 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from learning.bounds import (
+    MOST_ENTRIES,
+    Count,
+    Divisor,
+    Epsilon,
+    Factor,
+    Flag,
+    Fraction,
+    InnerShare,
+    Length,
+    Rate,
+    Rates,
+    Share,
+    Steps,
+)
+
 
 class Settings(BaseModel):
     """A frozen pydantic model that refuses unknown keys."""
@@ -13,30 +29,26 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Rate = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
 class SGDSettings(Settings):
     """Stochastic gradient descent; `lr` is one number or one number a block."""
 
     kind: Literal["sgd"] = "sgd"
-    lr: Rate | tuple[Rate, ...] = 0.1
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip: float | None = Field(default=None, gt=0, description="largest gradient norm of a block")
+    lr: Rate | Rates = 0.1
+    momentum: Share = 0.9
+    nesterov: Flag = False
+    weight_decay: Rate = 0.0
+    clip: Factor | None = Field(default=None, description="largest gradient norm of a block")
 
 
 class AdamWSettings(Settings):
     """AdamW (Loshchilov & Hutter 2019); `lr` is one number or one number a block."""
 
     kind: Literal["adamw"] = "adamw"
-    lr: Rate | tuple[Rate, ...] = 1e-3
+    lr: Rate | Rates = 1e-3
     betas: tuple[Share, Share] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip: float | None = Field(default=None, gt=0, description="largest gradient norm of a block")
+    eps: Epsilon = 1e-8
+    weight_decay: Rate = 0.01
+    clip: Factor | None = Field(default=None, description="largest gradient norm of a block")
 
 
 OptimizerSettings = Annotated[SGDSettings | AdamWSettings, Field(discriminator="kind")]
@@ -52,36 +64,34 @@ class CosineSchedule(Settings):
     """Cosine from the learning rate to `floor` times it, after a linear warm-up."""
 
     kind: Literal["cosine"] = "cosine"
-    warmup: float = Field(
-        default=0.0, ge=0, lt=1, description="share of all steps spent warming up"
-    )
-    floor: float = Field(default=0.0, ge=0, le=1)
+    warmup: Share = Field(default=0.0, description="share of all steps spent warming up")
+    floor: Fraction = 0.0
 
 
 class OneCycleSchedule(Settings):
     """One cycle (Smith & Topin 2018): cosine up to the learning rate, then down to almost zero."""
 
     kind: Literal["one-cycle"] = "one-cycle"
-    rise: float = Field(default=0.3, gt=0, lt=1, description="share of all steps spent rising")
-    start_divisor: float = Field(default=25.0, ge=1)
-    final_divisor: float = Field(default=1e4, ge=1)
+    rise: InnerShare = Field(default=0.3, description="share of all steps spent rising")
+    start_divisor: Divisor = 25.0
+    final_divisor: Divisor = 1e4
 
 
 class MultiStepSchedule(Settings):
     """The learning rate times `factor` at each milestone (shares of all steps)."""
 
     kind: Literal["multi-step"] = "multi-step"
-    milestones: tuple[Share, ...] = (0.5, 0.75)
-    factor: float = Field(default=0.1, gt=0, le=1)
+    milestones: Annotated[tuple[Share, ...], Field(max_length=MOST_ENTRIES)] = (0.5, 0.75)
+    factor: Length = 0.1
 
 
 class WarmRestartsSchedule(Settings):
     """Cosine with warm restarts (Loshchilov & Hutter 2017); `period` is a share of all steps."""
 
     kind: Literal["warm-restarts"] = "warm-restarts"
-    period: float = Field(default=0.25, gt=0, le=1)
-    growth: int = Field(default=1, ge=1)
-    floor: float = Field(default=0.0, ge=0, le=1)
+    period: Length = 0.25
+    growth: Count = 1
+    floor: Fraction = 0.0
 
 
 ScheduleSettings = Annotated[
@@ -103,13 +113,11 @@ class PrecisionSettings(Settings):
 class UpdateSettings(Settings):
     """What happens between a block's gradients and its optimizer."""
 
-    proximal: float | None = Field(
+    proximal: Factor | None = Field(
         default=None,
-        gt=0,
-        allow_inf_nan=False,
         description="tau of proximal backpropagation in linear layers; null: plain gradients",
     )
-    fused: bool = Field(
+    fused: Flag = Field(
         default=False, description="step each parameter during the backward pass, free its gradient"
     )
 
@@ -117,13 +125,9 @@ class UpdateSettings(Settings):
 class OuterSettings(Settings):
     """Lanes that learn apart and agree by an outer step (DiLoCo, Douillard et al. 2023)."""
 
-    every: int = Field(ge=1, description="steps that each lane does alone before all agree")
-    lr: float = Field(
-        default=0.7, gt=0, allow_inf_nan=False, description="learning rate of the outer step"
-    )
-    momentum: float = Field(
-        default=0.9, ge=0, lt=1, description="Nesterov momentum of the outer step"
-    )
+    every: Steps = Field(description="steps that each lane does alone before all agree")
+    lr: Factor = Field(default=0.7, description="learning rate of the outer step")
+    momentum: Share = Field(default=0.9, description="Nesterov momentum of the outer step")
 
 
 class Float32CodecSettings(Settings):

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 
+from learning.bounds import Bandwidth, Count, Factor, Kept, Rate, SecondsFrom0, Share
 from learning.errors import UserError, named, shown
 from learning.settings import Settings
 from learning.yaml_files import read_yaml
@@ -15,8 +16,8 @@ from learning.yaml_files import read_yaml
 class PathSettings(Settings):
     """What a message meets on its way out of a device or node, in each direction."""
 
-    bandwidth: float = Field(gt=0, description="bytes/s; .inf for a free path")
-    latency: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="s a message")
+    bandwidth: Bandwidth = Field(description="bytes/s; .inf for a free path")
+    latency: SecondsFrom0 = Field(default=0.0, description="s a message")
 
 
 class MessageSettings(Settings):
@@ -27,11 +28,11 @@ class MessageSettings(Settings):
     all cores are busy.
     """
 
-    send: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="s a message")
-    send_per_byte: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="s a byte")
-    receive: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="s a message")
-    receive_per_byte: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="s a byte")
-    daemons: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="s a message")
+    send: SecondsFrom0 = Field(default=0.0, description="s a message")
+    send_per_byte: SecondsFrom0 = Field(default=0.0, description="s a byte")
+    receive: SecondsFrom0 = Field(default=0.0, description="s a message")
+    receive_per_byte: SecondsFrom0 = Field(default=0.0, description="s a byte")
+    daemons: SecondsFrom0 = Field(default=0.0, description="s a message")
 
 
 class ClusterDescription(Settings):
@@ -58,16 +59,16 @@ class ClusterDescription(Settings):
     """
 
     kind: Literal["accelerator", "cpu"] = "accelerator"
-    nodes: int = Field(default=1, ge=1)
-    devices: int = Field(default=1, ge=1)
-    speed: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    overhead: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    nodes: Count = 1
+    devices: Kept = 1
+    speed: Factor = 1.0
+    overhead: SecondsFrom0 = 0.0
     within: PathSettings = PathSettings(bandwidth=float("inf"))
     between: PathSettings = PathSettings(bandwidth=float("inf"))
     message: MessageSettings = MessageSettings()
-    background: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    contention: float = Field(default=0.0, ge=0, lt=1)
-    crowding: float = Field(default=0.0, ge=0, lt=1)
+    background: Rate = 0.0
+    contention: Share = 0.0
+    crowding: Share = 0.0
 
     @property
     def total(self) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from learning.bounds import Depth
 from learning.settings import OuterSettings, Settings
 
 
@@ -30,8 +31,8 @@ Sync = Annotated[
 class LaneSettings(Settings):
     """How many copies of the chain of blocks share the shards of a step."""
 
-    min: int = Field(default=1, ge=1, description="without room for so many, a run waits")
-    max: int = Field(default=1, ge=1, description="the run grows to so many as nodes join")
+    min: Depth = Field(default=1, description="without room for so many, a run waits")
+    max: Depth = Field(default=1, description="the run grows to so many as nodes join")
     sync: Sync = Field(default="step", description="when they agree: each step, or every so many")
 
     @property

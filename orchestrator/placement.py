@@ -8,6 +8,7 @@ from typing import Protocol
 import ray
 from pydantic import Field, field_validator
 
+from learning.bounds import Cores, Fraction, Threads
 from learning.errors import UserError
 from learning.settings import Settings
 from orchestrator.plan import Plan
@@ -21,9 +22,9 @@ class ResourceSettings(Settings):
     `auto` CPUs share the cluster's evenly, at most one a block; `auto` threads likewise.
     """
 
-    cpus: float | None = Field(default=None, gt=0, description="null: shared evenly, at most 1")
-    gpus: float = Field(default=0.0, ge=0, le=1, description="a block works on one device")
-    threads: int | None = Field(default=None, ge=1, description="null: cores / blocks, at least 1")
+    cpus: Cores | None = Field(default=None, description="null: shared evenly, at most 1")
+    gpus: Fraction = Field(default=0.0, description="a block works on one device")
+    threads: Threads | None = Field(default=None, description="null: cores / blocks, at least 1")
 
     @field_validator("gpus")
     @classmethod

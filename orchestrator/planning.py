@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from learning.bounds import Depth, Names
 from learning.errors import UserError
 from learning.settings import Settings
 from learning.units import Unit, check_ownership, split
@@ -29,10 +30,8 @@ BlockCosts = Callable[[list[list[Unit]], list[tuple[int, ...]]], Sequence[float]
 class BlocksSettings(Settings):
     """How to cut the network: at named units, or into `count` blocks balanced by a measure."""
 
-    count: int = Field(
-        default=2, ge=1, description="number of blocks; len(at) + 1 when at names units"
-    )
-    at: tuple[str, ...] | Literal["auto"] = "auto"
+    count: Depth = Field(default=2, description="number of blocks; len(at) + 1 when at names units")
+    at: Names | Literal["auto"] = "auto"
     balance: Literal["time", "memory", "parameters"] = "time"
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import Field
 
 from actors.operations import Kind, Operation
+from learning.bounds import CountFrom0, Seconds
 from learning.settings import Settings
 from orchestrator.chain import Chain
 from orchestrator.elasticity import Elasticity
@@ -35,13 +36,9 @@ class RecoverySettings(Settings):
         default="exact",
         description="who goes back to the last checkpoint: all, what was lost, or the run ends",
     )
-    max_failures: int = Field(default=20, ge=0, description="an hour; one more ends the run")
-    patience: float = Field(
-        default=300.0, gt=0, allow_inf_nan=False, description="seconds to wait for lost resources"
-    )
-    hang: float = Field(
-        default=30.0, gt=0, allow_inf_nan=False, description="least seconds that count as a hang"
-    )
+    max_failures: CountFrom0 = Field(default=20, description="an hour; one more ends the run")
+    patience: Seconds = Field(default=300.0, description="seconds to wait for lost resources")
+    hang: Seconds = Field(default=30.0, description="least seconds that count as a hang")
 
 
 class Recovery:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from learning.bounds import Address, Kept, Seconds, Steps
 from learning.errors import UserError
 from learning.settings import Settings
 from orchestrator.direct_files import LARGE, write_large_file
@@ -25,20 +26,20 @@ from orchestrator.files import Chunk, child, replace_file, sync_directory, write
 class CheckpointSettings(Settings):
     """Where a run's checkpoints lie, when they are taken, and how many stay."""
 
-    storage: str | None = Field(
+    storage: Address | None = Field(
         default=None, description="a path or URI; null: the run directory's checkpoints/"
     )
-    every: int | None = Field(
-        default=None, ge=1, description="steps between checkpoints; null: with evaluations only"
+    every: Steps | None = Field(
+        default=None, description="steps between checkpoints; null: with evaluations only"
     )
-    every_seconds: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="seconds between checkpoints as well"
+    every_seconds: Seconds | None = Field(
+        default=None, description="seconds between checkpoints as well"
     )
-    keep: int = Field(default=2, ge=1, description="how many of the newest stay, besides the best")
+    keep: Kept = Field(default=2, description="how many of the newest stay, besides the best")
 
     @field_validator("storage")
     @classmethod
-    def _no_secrets(cls, storage: str | None) -> str | None:
+    def _no_secrets(cls, storage: Address | None) -> str | None:
         if storage is not None and urlsplit(storage).password is not None:
             raise ValueError(
                 "checkpoints.storage holds a secret, which the run's records would show: leave it "

@@ -5,16 +5,30 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from learning.bounds import (
+    Count,
+    Depth,
+    DepthFrom0,
+    Factor,
+    FilePath,
+    Fraction,
+    Length,
+    Name,
+    Names,
+    Reduction,
+    Seconds,
+    Seed,
+    Steps,
+    Value,
+)
 from learning.errors import UserError
 from learning.settings import Settings
 
 Mode = Literal["min", "max"]
-Steps = Annotated[int, Field(ge=1)]
 
 
 class NoScheduler(Settings):
@@ -31,10 +45,8 @@ class ASHASettings(Settings):
         default=None, description="steps that each trial has; null: to its first evaluation"
     )
     longest: Steps | None = Field(default=None, description="steps; null: those of the run")
-    reduction: float = Field(
-        default=3.0, gt=1, allow_inf_nan=False, description="one of so many goes on at each rung"
-    )
-    brackets: int = Field(default=1, ge=1)
+    reduction: Reduction = Field(default=3.0, description="one of so many goes on at each rung")
+    brackets: Depth = 1
 
 
 class MedianSettings(Settings):
@@ -44,7 +56,7 @@ class MedianSettings(Settings):
     grace: Steps | None = Field(
         default=None, description="steps that each trial has; null: to its first evaluation"
     )
-    least_trials: int = Field(default=3, ge=1, description="no median of fewer")
+    least_trials: Count = Field(default=3, description="no median of fewer")
 
 
 class HyperBandSettings(Settings):
@@ -52,24 +64,24 @@ class HyperBandSettings(Settings):
 
     kind: Literal["hyperband"] = "hyperband"
     longest: Steps | None = Field(default=None, description="steps; null: those of the run")
-    reduction: float = Field(default=3.0, gt=1, allow_inf_nan=False)
+    reduction: Reduction = 3.0
 
 
 class PBTSettings(Settings):
     """Population based training (Jaderberg et al. 2017, arXiv 1711.09846)."""
 
     kind: Literal["pbt"] = "pbt"
-    mutate: tuple[str, ...] = Field(min_length=1, description="keys of space that change")
+    mutate: Names = Field(min_length=1, description="keys of space that change")
     every: Steps | None = Field(
         default=None, description="steps between exploits; null: each evaluation"
     )
-    quantile: float = Field(
-        default=0.25, gt=0, le=0.5, description="this share, the worst, copies as many of the best"
+    quantile: Length = Field(
+        default=0.25, le=0.5, description="this share, the worst, copies as many of the best"
     )
-    resample: float = Field(
-        default=0.25, ge=0, le=1, description="how likely a value is drawn anew, not perturbed"
+    resample: Fraction = Field(
+        default=0.25, description="how likely a value is drawn anew, not perturbed"
     )
-    factors: tuple[float, float] = Field(default=(0.8, 1.2), description="of a perturbation")
+    factors: tuple[Factor, Factor] = Field(default=(0.8, 1.2), description="of a perturbation")
 
 
 SchedulerSettings = Annotated[
@@ -94,14 +106,14 @@ class OptunaSearcher(Settings):
     """Optuna's tree-structured Parzen estimator; conditions of the space are known to it."""
 
     kind: Literal["optuna"] = "optuna"
-    startup: int = Field(default=10, ge=1, description="trials by chance before it")
+    startup: Count = Field(default=10, description="trials by chance before it")
 
 
 class BayesOptSearcher(Settings):
     """Gaussian processes over continuous ranges (the package bayesian-optimization)."""
 
     kind: Literal["bayesopt"] = "bayesopt"
-    startup: int = Field(default=10, ge=1, description="trials by chance before it")
+    startup: Count = Field(default=10, description="trials by chance before it")
 
 
 SearcherSettings = Annotated[
@@ -112,24 +124,22 @@ SearcherSettings = Annotated[
 class StopSettings(Settings):
     """When a whole sweep is over before all its trials are."""
 
-    value: float | None = Field(
-        default=None, allow_inf_nan=False, description="of the metric: good enough"
-    )
-    minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    value: Value | None = Field(default=None, description="of the metric: good enough")
+    minutes: Seconds | None = None
 
 
 class SweepSettings(Settings):
     """How a space is searched."""
 
-    directory: Path | None = Field(default=None, description="null: sweeps/<run.name>-<time>")
-    metric: str = "validation/accuracy"
+    directory: FilePath | None = Field(default=None, description="null: sweeps/<run.name>-<time>")
+    metric: Name = "validation/accuracy"
     mode: Mode | None = Field(default=None, description="null: max of accuracy, min of loss")
-    trials: int | None = Field(default=None, ge=1, description="null: the points of the grid")
-    parallel: int | None = Field(
-        default=None, ge=1, description="trials at once; null: as many as there is room for"
+    trials: Count | None = Field(default=None, description="null: the points of the grid")
+    parallel: Depth | None = Field(
+        default=None, description="trials at once; null: as many as there is room for"
     )
-    seed: int = Field(default=0, ge=0)
-    retries: int = Field(default=2, ge=0, description="of a trial whose processes are lost")
+    seed: Seed = 0
+    retries: DepthFrom0 = Field(default=2, description="of a trial whose processes are lost")
     scheduler: SchedulerSettings = NoScheduler()
     searcher: SearcherSettings = RandomSearcher()
     stop: StopSettings = StopSettings()

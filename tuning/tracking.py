@@ -18,6 +18,7 @@ from urllib.request import getproxies
 
 from pydantic import Field
 
+from learning.bounds import Address, Flag, SecondsFrom0, Text
 from learning.errors import UserError
 from learning.settings import Settings
 
@@ -29,17 +30,15 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class TrackingSettings(Settings):
     """Where a run is tracked."""
 
-    enabled: bool = True
-    uri: str | None = Field(
+    enabled: Flag = True
+    uri: Address | None = Field(
         default=None,
         description="MLflow tracking URI; default MLFLOW_TRACKING_URI, else a SQLite file",
     )
-    experiment: str = Field(default="blocklocal", min_length=1, max_length=500)
-    run_name: str | None = Field(default=None, description="default: a name MLflow makes up")
-    patience: float = Field(
+    experiment: Text = Field(default="blocklocal", min_length=1)
+    run_name: Text | None = Field(default=None, description="default: a name MLflow makes up")
+    patience: SecondsFrom0 = Field(
         default=20.0,
-        ge=0,
-        allow_inf_nan=False,
         description="seconds that the end of a run waits for an MLflow that fails or is slow",
     )
 

@@ -7,20 +7,30 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from blocklocal.config import RunConfig, lay_words, make_config, overlay, read_tree
+from learning.bounds import (
+    MOST_LABEL,
+    Depths,
+    FilePath,
+    LongText,
+    Name,
+    Seeds,
+    Text,
+    Threads,
+    Words,
+)
 from learning.errors import UserError
 from learning.settings import Settings
 
-Overrides = tuple[str, ...] | dict[str, Any]
+MOST_RUNS = 100_000
+Overrides = Words | dict[str, Any]
 """`dotted.key=value` words, or a tree of settings."""
 Key = tuple[str, str | None, str | None]
 """Rule, network and blocks of a combination, by label."""
-Seed = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 
 DEFAULTS = ("engine.kind=sequential", "engine.resources.threads=1", "tracking.enabled=false")
 """How runs of a study are made, unless its `settings` or the command line say otherwise."""
@@ -39,20 +49,20 @@ class Study(Settings):
         directory: where results are kept; null: studies/<name>.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    title: str | None = None
-    description: str | None = None
-    base: Path | None = None
+    name: str = Field(max_length=MOST_LABEL, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    title: Text | None = None
+    description: LongText | None = None
+    base: FilePath | None = None
     settings: Overrides = ()
-    rules: dict[str, Overrides] = Field(min_length=1)
-    baseline: str
-    networks: dict[str, Overrides] = Field(default={})
-    blocks: tuple[Count, ...] | dict[str, Overrides] = ()
-    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
+    rules: dict[Name, Overrides] = Field(min_length=1)
+    baseline: Name
+    networks: dict[Name, Overrides] = Field(default={})
+    blocks: Depths | dict[Name, Overrides] = ()
+    seeds: Seeds = Field(default=(0, 1, 2), min_length=1)
     metric: Literal["auto", "accuracy", "perplexity"] = "auto"
     split: Literal["test", "validation"] = "test"
-    workers: int | None = Field(default=None, ge=1, description="null: one a processor core")
-    directory: Path | None = None
+    workers: Threads | None = Field(default=None, description="null: one a processor core")
+    directory: FilePath | None = None
 
     @model_validator(mode="after")
     def _names_its_baseline(self) -> Self:
@@ -60,6 +70,12 @@ class Study(Settings):
             raise ValueError(
                 f"baseline = {self.baseline!r} is not among the rules: name one of "
                 f"{', '.join(self.rules)}"
+            )
+        many = len(self.rules) * len(self.networks or {None}) * len(self.blocks or {None})
+        if many * len(self.seeds) > MOST_RUNS:
+            raise ValueError(
+                f"the study has {many * len(self.seeds)} runs: make it several of at most "
+                f"{MOST_RUNS}"
             )
         for what, values in (("seeds", self.seeds), ("blocks", self.blocks)):
             if len(set(values)) < len(values):

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from learning.bounds import (
+    Classes,
+    FilePath,
+    Flag,
+    Name,
+    PixelsFrom0,
+    Rows,
+    Samples,
+    Seed,
+    Share,
+    TestShare,
+    Tokens,
+)
 from learning.settings import Settings
 
 
 class AugmentSettings(Settings):
     """Random changes of the train images; evaluation never sees them."""
 
-    flip: bool = Field(default=False, description="mirror left to right half of the time")
-    crop: int = Field(
+    flip: Flag = Field(default=False, description="mirror left to right half of the time")
+    crop: PixelsFrom0 = Field(
         default=0,
-        ge=0,
         description="pixels of zero (black) padding on each side, before a random crop",
     )
 
@@ -28,19 +39,18 @@ class SourceSettings(Settings):
     alike whatever the seed of a run is; of tokens the last.
     """
 
-    validation: float = Field(default=0.1, ge=0, lt=1, description="share of the train rows")
+    validation: Share = Field(default=0.1, description="share of the train rows")
     augment: AugmentSettings = AugmentSettings()
 
 
 class LabelledSettings(SourceSettings):
     """What the sources of numbers with one label a row have."""
 
-    classes: int | None = Field(
+    classes: Classes | None = Field(
         default=None,
-        ge=1,
         description="number of classes; else the largest train label plus 1",
     )
-    normalize: bool = Field(
+    normalize: Flag = Field(
         default=True,
         description="subtract the mean and divide by the deviation of the train split, of each "
         "channel of images and each column of flat rows",
@@ -51,25 +61,25 @@ class DigitsSettings(LabelledSettings):
     """The handwritten digits that scikit-learn carries: 1,797 images of shape (1, 8, 8)."""
 
     kind: Literal["digits"] = "digits"
-    test: float = Field(default=0.2, ge=0.01, le=0.9, description="share of all rows")
+    test: TestShare = Field(default=0.2, description="share of all rows")
 
 
 class FileSettings(SourceSettings):
     """What the sources read from files have."""
 
-    limit: int | None = Field(default=None, ge=1, description="use only the first train rows")
-    test_limit: int | None = Field(default=None, ge=1, description="use only the first test rows")
+    limit: Rows | None = Field(default=None, description="use only the first train rows")
+    test_limit: Rows | None = Field(default=None, description="use only the first test rows")
 
 
 class ParquetSettings(FileSettings, LabelledSettings):
     """Parquet files of encoded images (bytes, or a struct with `bytes`) and integer labels."""
 
     kind: Literal["parquet"] = "parquet"
-    train: Path
-    test: Path
-    image: str = "image"
-    label: str = "label"
-    cache: Path | None = Field(default=None, description="folder of decoded images")
+    train: FilePath
+    test: FilePath
+    image: Name = "image"
+    label: Name = "label"
+    cache: FilePath | None = Field(default=None, description="folder of decoded images")
 
 
 class ArraysSettings(FileSettings, LabelledSettings):
@@ -80,7 +90,7 @@ class ArraysSettings(FileSettings, LabelledSettings):
     """
 
     kind: Literal["arrays"] = "arrays"
-    path: Path
+    path: FilePath
 
 
 class TextSettings(FileSettings):
@@ -91,20 +101,20 @@ class TextSettings(FileSettings):
     """
 
     kind: Literal["text"] = "text"
-    path: Path
-    context: int = Field(default=128, ge=1, description="characters a row")
-    test: float = Field(default=0.1, ge=0.01, le=0.9, description="share of the text, its end")
+    path: FilePath
+    context: Tokens = Field(default=128, description="characters a row")
+    test: TestShare = Field(default=0.1, description="share of the text, its end")
 
 
 class ReversalSettings(SourceSettings):
     """Random sequences of symbols; the labels of a row are its symbols in reverse."""
 
     kind: Literal["reversal"] = "reversal"
-    length: int = Field(default=16, ge=1, description="symbols a row")
-    symbols: int = Field(default=10, ge=2, description="size of the vocabulary")
-    rows: int = Field(default=10_000, ge=2, description="rows of all splits; no two are alike")
-    test: float = Field(default=0.1, ge=0.01, le=0.9, description="share of all rows")
-    seed: int = Field(default=0, ge=0, lt=2**64, description="of the rows; not that of the run")
+    length: Tokens = Field(default=16, description="symbols a row")
+    symbols: Classes = Field(default=10, ge=2, description="size of the vocabulary")
+    rows: Samples = Field(default=10_000, ge=2, description="rows of all splits; no two are alike")
+    test: TestShare = Field(default=0.1, description="share of all rows")
+    seed: Seed = Field(default=0, description="of the rows; not that of the run")
 
 
 DataSettings = Annotated[

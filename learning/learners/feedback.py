@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from learning.bounds import Factor, KeptFrom0, Width
 from learning.errors import NonFiniteLossError
 from learning.learners.base import LearnerSettings, partition_state
 from learning.messages import InFlight, Key, Message, Post, block_name, feedback_name, outgoing
@@ -31,11 +32,9 @@ class FeedbackSettings(Settings):
     """
 
     kind: Literal["chain", "direct"] = "chain"
-    delay: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
-    hidden: int | None = Field(
-        default=None, ge=1, description="width of a hidden layer in each module"
-    )
-    scale: float = Field(default=1.0, gt=0, description="factor on a module's initial output")
+    delay: Literal["auto"] | KeptFrom0 = "auto"
+    hidden: Width | None = Field(default=None, description="width of a hidden layer in each module")
+    scale: Factor = Field(default=1.0, description="factor on a module's initial output")
     optimizer: OptimizerSettings | None = Field(default=None, description="null: as the blocks'")
 
 

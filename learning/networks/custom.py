@@ -21,7 +21,7 @@ class CustomSettings(Settings):
     """
 
     kind: Literal["custom"] = "custom"
-    factory: str = Field(pattern=r"^\w+(\.\w+)*:\w+$")
+    factory: str = Field(max_length=500, pattern=r"^\w+(\.\w+)*:\w+$")
     arguments: Mapping[str, Any] = Field(default={})
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from learning.bounds import Depth, Flag, Share, Size, Width
 from learning.errors import UserError
 from learning.networks.attention import (
     Rotary,
@@ -30,18 +31,16 @@ class GPTSettings(Settings):
     """
 
     kind: Literal["gpt"] = "gpt"
-    width: int = Field(default=128, ge=1)
-    depth: int = Field(default=4, ge=1, description="number of transformer blocks")
-    heads: int = Field(default=4, ge=1, description="divides the width")
-    mlp_ratio: float = Field(
-        default=4.0, gt=0, allow_inf_nan=False, description="hidden features, in widths"
-    )
+    width: Width = 128
+    depth: Depth = Field(default=4, description="number of transformer blocks")
+    heads: Depth = Field(default=4, description="divides the width")
+    mlp_ratio: Size = Field(default=4.0, description="hidden features, in widths")
     positions: Literal["rotary", "learned"] = "rotary"
-    causal: bool = Field(default=True, description="no token sees the ones after it")
-    tied: bool = Field(default=False, description="embedding and unembedding are one matrix")
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    subspace: int | None = Field(
-        default=None, ge=1, description="rank of the subspace that the residual stream stays in"
+    causal: Flag = Field(default=True, description="no token sees the ones after it")
+    tied: Flag = Field(default=False, description="embedding and unembedding are one matrix")
+    dropout: Share = 0.0
+    subspace: Width | None = Field(
+        default=None, description="rank of the subspace that the residual stream stays in"
     )
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:

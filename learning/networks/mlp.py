@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from torch import Tensor, nn
 
+from learning.bounds import Share, Widths
 from learning.networks.common import ACTIVATIONS, Activation
 from learning.settings import Settings
 
@@ -16,10 +16,10 @@ class MLPSettings(Settings):
     """A multilayer perceptron: one unit a hidden layer, and the linear head."""
 
     kind: Literal["mlp"] = "mlp"
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = (256, 256, 256)
+    widths: Widths = (256, 256, 256)
     activation: Activation = "relu"
     normalization: Literal["none", "batch", "layer"] = "batch"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: Share = 0.0
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Build for inputs of `input_shape` (without batch)."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from learning.bounds import Depth, Depths, Pixels, Strides, Widths
 from learning.errors import UserError
 from learning.networks.common import check_images
 from learning.settings import Settings
@@ -34,12 +35,10 @@ class ResNetSettings(Settings):
     kind: Literal["resnet"] = "resnet"
     preset: Literal["resnet18", "resnet32", "resnet50", "resnet110"] | None = None
     block: Literal["basic", "bottleneck"] = "basic"
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(64, 128, 256, 512), min_length=1
-    )
-    depths: int | tuple[Annotated[int, Field(ge=1)], ...] = 2
-    strides: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    head_grid: int = Field(default=1, ge=1, description="the head reads a pooled grid x grid image")
+    widths: Widths = Field(default=(64, 128, 256, 512), min_length=1)
+    depths: Depth | Depths = 2
+    strides: Strides | None = None
+    head_grid: Pixels = Field(default=1, description="the head reads a pooled grid x grid image")
 
     @model_validator(mode="after")
     def _apply_the_preset(self) -> Self:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from learning.bounds import Share, Size
 from learning.networks.common import ACTIVATIONS, Activation, check_images
 from learning.settings import Settings
 
@@ -32,11 +33,9 @@ class VGG8bSettings(Settings):
     """
 
     kind: Literal["vgg8b"] = "vgg8b"
-    width: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="factor on all channels and features"
-    )
+    width: Size = Field(default=1.0, description="factor on all channels and features")
     activation: Activation = "relu"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: Share = 0.0
     pooling: Literal["first", "last"] = Field(
         default="last", description="whether poolings end a unit or begin the next one"
     )

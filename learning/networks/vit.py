@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from learning.bounds import Depth, Pixels, Share, Size, Width
 from learning.errors import UserError
 from learning.networks.attention import TransformerBlock, check_heads, initialise, learned_positions
 from learning.networks.common import check_images
@@ -25,17 +26,15 @@ class ViTSettings(Settings):
     """
 
     kind: Literal["vit"] = "vit"
-    patch: int = Field(default=4, ge=1, description="pixels on a side; divides height and width")
-    width: int = Field(default=192, ge=1)
-    depth: int = Field(default=6, ge=1, description="number of transformer blocks")
-    heads: int = Field(default=3, ge=1, description="divides the width")
-    mlp_ratio: float = Field(
-        default=4.0, gt=0, allow_inf_nan=False, description="hidden features, in widths"
-    )
+    patch: Pixels = Field(default=4, description="pixels on a side; divides height and width")
+    width: Width = 192
+    depth: Depth = Field(default=6, description="number of transformer blocks")
+    heads: Depth = Field(default=3, description="divides the width")
+    mlp_ratio: Size = Field(default=4.0, description="hidden features, in widths")
     pool: Literal["mean", "token"] = Field(
         default="mean", description="what the head reads: the mean of all tokens or a class token"
     )
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: Share = 0.0
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """Build for images of `input_shape` = (channels, height, width)."""

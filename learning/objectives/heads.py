@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from learning.bounds import Depth, Flag, Pixels, Width
 from learning.errors import UserError
 from learning.networks.attention import Rotary, TransformerBlock, initialise
 from learning.settings import Settings
@@ -25,13 +26,13 @@ class HeadSettings(Settings):
     """
 
     kind: Literal["linear", "conv", "transformer"] = "linear"
-    width: int = Field(default=128, ge=1)
-    depth: int = Field(default=1, ge=1)
-    heads: int = Field(default=4, ge=1, description="of attention; divides the features of a token")
-    causal: bool = Field(default=True, description="no token sees the ones after it")
-    pool: int = Field(default=16, ge=2)
-    grid: int = Field(
-        default=1, ge=1, description="images are pooled to grid x grid before the linear layer"
+    width: Width = 128
+    depth: Depth = 1
+    heads: Depth = Field(default=4, description="of attention; divides the features of a token")
+    causal: Flag = Field(default=True, description="no token sees the ones after it")
+    pool: Pixels = Field(default=16, ge=2)
+    grid: Pixels = Field(
+        default=1, description="images are pooled to grid x grid before the linear layer"
     )
 
 
@@ -66,7 +67,7 @@ class TokenLinear(nn.Module):
 
 
 def transformer_features(
-    shape: tuple[int, ...], depth: int, heads: int, *, causal: bool
+    shape: tuple[int, ...], depth: int, heads: int, *, causal: Flag
 ) -> nn.Sequential:
     """`depth` pre-norm transformer blocks without biases: (B, T, D) to (B, T, D).
 

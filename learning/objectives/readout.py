@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from learning.bounds import Factor, Pixels, Width
 from learning.errors import UserError
 from learning.objectives.heads import conv_features
 from learning.objectives.latents import EPS, LatentKind, LearnedGaussian, make_family
@@ -20,15 +21,15 @@ class LatentSettings(Settings):
     """The latent of a block: its family and how it is read out of the activation."""
 
     kind: LatentKind = "gaussian"
-    states: int = Field(default=4, description="states a group, categorical only")
-    grid: int = Field(
-        default=2, ge=1, description="images are pooled to grid x grid before the readout"
+    states: Width = Field(default=4, ge=2, description="states a group, categorical only")
+    grid: Pixels = Field(
+        default=2, description="images are pooled to grid x grid before the readout"
     )
-    convolution: int | None = Field(
-        default=None, ge=1, description="width of a convolution of its own that reads images first"
+    convolution: Width | None = Field(
+        default=None, description="width of a convolution of its own that reads images first"
     )
     normalization: Literal["batch", "none"] = "batch"
-    temperature: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+    temperature: Literal["auto"] | Factor = Field(
         default="auto", description="factor on the summed evidence; auto is 1 / sqrt(units)"
     )
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
+from learning.bounds import DepthFrom0, Fraction
 from learning.objectives.base import AuxiliaryClassifier, Objective
 from learning.objectives.heads import HeadSettings, make_head
 from learning.objectives.patterns import glued, input_shapes, output_shape
@@ -24,12 +25,10 @@ class AugLocal(Rule):
     looks_ahead: ClassVar[bool] = True
 
     kind: Literal["auglocal"] = "auglocal"
-    depth: int = Field(
-        default=2, ge=0, description="units in the auxiliary network of block 1; 0 is local"
+    depth: DepthFrom0 = Field(
+        default=2, description="units in the auxiliary network of block 1; 0 is local"
     )
-    slope: float = Field(
-        default=0.5, ge=0, le=1, description="how fast depth falls to 1; 0: not at all"
-    )
+    slope: Fraction = Field(default=0.5, description="how fast depth falls to 1; 0: not at all")
     head: HeadSettings = HeadSettings()
 
     def depth_of(self, index: int, last: int) -> int:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from learning.bounds import Depth, Factor
 from learning.credit import Hop
 from learning.objectives.base import AuxiliaryClassifier, Objective
 from learning.objectives.heads import HeadSettings, make_head
@@ -19,8 +20,8 @@ class BackLink(Rule):
     """
 
     kind: Literal["backlink"] = "backlink"
-    units: int = Field(default=1, ge=1, description="units that the next block's loss reaches")
-    weight: float = Field(default=1.0, gt=0, description="of the next block's loss")
+    units: Depth = Field(default=1, description="units that the next block's loss reaches")
+    weight: Factor = Field(default=1.0, description="of the next block's loss")
     head: HeadSettings = HeadSettings()
 
     @property

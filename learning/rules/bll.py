@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from learning.bounds import Fraction, Length
 from learning.learners.feedback import FeedbackSettings
 from learning.objectives.base import Bootstrap, Evidence, Objective
 from learning.objectives.readout import LatentSettings, Readout
@@ -20,10 +21,8 @@ from learning.settings import Settings
 class BootstrapSettings(Settings):
     """Posterior bootstrapping: a share of samples goes on from the posterior, annealed to 0."""
 
-    share: float = Field(default=0.0, ge=0, le=1, description="share of samples at step 0")
-    until: float = Field(
-        default=0.5, gt=0, le=1, description="share of all steps after which it is 0"
-    )
+    share: Fraction = Field(default=0.0, description="share of samples at step 0")
+    until: Length = Field(default=0.5, description="share of all steps after which it is 0")
 
 
 class BLL(Rule):

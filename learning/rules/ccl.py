@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from learning.bounds import Pixels
 from learning.learners.feedback import FeedbackSettings
 from learning.objectives.base import Objective
 from learning.objectives.countercurrent import CounterCurrent
@@ -18,7 +19,7 @@ from learning.settings import Settings
 class PoolingSettings(Settings):
     """How a block's output is read out before it is compared with the table."""
 
-    grid: int = Field(default=2, ge=1, description="images are pooled to grid x grid")
+    grid: Pixels = Field(default=2, description="images are pooled to grid x grid")
     normalization: Literal["batch", "none"] = "batch"
 
 

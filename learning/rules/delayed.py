@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from learning.bounds import DepthFrom0, Rate
 from learning.credit import Delayed
 from learning.objectives.base import Objective
 from learning.rules.base import Rule, Site
@@ -19,10 +20,10 @@ class DelayedGradients(Rule):
     """
 
     kind: Literal["delayed"] = "delayed"
-    lag: int = Field(default=1, ge=0, description="steps of delay a boundary; 0 is backprop")
+    lag: DepthFrom0 = Field(default=1, description="steps of delay a boundary; 0 is backprop")
     stash: Literal["weights", "inputs"] = "weights"
-    compensation: float = Field(
-        default=0.0, ge=0, description="of the gradient's change since its forward pass"
+    compensation: Rate = Field(
+        default=0.0, description="of the gradient's change since its forward pass"
     )
 
     @property

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from learning.bounds import Steps
 from learning.credit import Guided
 from learning.objectives.base import AuxiliaryClassifier, Objective
 from learning.objectives.heads import HeadSettings, make_head
@@ -19,8 +20,8 @@ class PeriodicGuidance(Rule):
     """
 
     kind: Literal["guided"] = "guided"
-    period: int = Field(default=10, ge=1, description="steps from one guidance to the next")
-    guided: int = Field(default=1, ge=1, description="guided steps in a period")
+    period: Steps = Field(default=10, description="steps from one guidance to the next")
+    guided: Steps = Field(default=1, description="guided steps in a period")
     head: HeadSettings = HeadSettings()
 
     @property

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from learning.bounds import Factor, Rate, Width
 from learning.errors import UserError
 from learning.objectives.base import Objective
 from learning.objectives.heads import HeadSettings, make_head
@@ -13,14 +14,14 @@ from learning.objectives.reconstruction import DenseDecoder, ImageDecoder, Infor
 from learning.rules.base import Rule, Site
 from learning.settings import Settings
 
-Ends = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
+Ends = tuple[Rate, Rate]
 
 
 class DecoderSettings(Settings):
     """What reconstructs the network's input from a block's output."""
 
-    channels: int = Field(default=12, ge=1, description="between its convolutions; images")
-    width: int = Field(default=128, ge=1, description="of its hidden layer; vectors and tokens")
+    channels: Width = Field(default=12, description="between its convolutions; images")
+    width: Width = Field(default=128, description="of its hidden layer; vectors and tokens")
 
 
 class InfoPro(Rule):
@@ -37,8 +38,8 @@ class InfoPro(Rule):
     contrast: Literal["ce", "supcon"] = Field(
         default="ce", description="the second term: cross-entropy, or supervised contrast"
     )
-    temperature: float = Field(default=0.07, gt=0, description="of the supervised contrast")
-    features: int = Field(default=128, ge=1, description="that the supervised contrast compares")
+    temperature: Factor = Field(default=0.07, description="of the supervised contrast")
+    features: Width = Field(default=128, description="that the supervised contrast compares")
     decoder: DecoderSettings = DecoderSettings()
     head: HeadSettings = HeadSettings()
 

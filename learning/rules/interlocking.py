@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from learning.bounds import Depth
 from learning.credit import Hop
 from learning.objectives.base import AuxiliaryClassifier, Objective
 from learning.objectives.heads import HeadSettings, make_head
@@ -20,7 +21,7 @@ class Interlocking(Rule):
     """
 
     kind: Literal["interlocking"] = "interlocking"
-    reach: int = Field(default=2, ge=1, description="N: blocks that a gradient goes through")
+    reach: Depth = Field(default=2, description="N: blocks that a gradient goes through")
     head: HeadSettings = HeadSettings()
 
     @property

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from learning.bounds import Fraction, Steps
 from learning.learners.publishing import Reading
 from learning.objectives.base import Objective
 from learning.objectives.heads import HeadSettings, make_head
@@ -25,10 +26,10 @@ class MomentumAuxiliary(Rule):
     looks_ahead: ClassVar[bool] = True
 
     kind: Literal["man"] = "man"
-    momentum: float = Field(
-        default=0.995, ge=0, le=1, description="share of the average that stays, for each step"
+    momentum: Fraction = Field(
+        default=0.995, description="share of the average that stays, for each step"
     )
-    every: int = Field(default=1, ge=1, description="steps from one publication to the next")
+    every: Steps = Field(default=1, description="steps from one publication to the next")
     head: HeadSettings = HeadSettings()
 
     def objective(self, site: Site) -> Objective | None:

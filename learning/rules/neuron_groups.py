@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from learning.bounds import Depth, Rate
 from learning.objectives.base import Objective
 from learning.objectives.groups import GroupClassifiers
 from learning.objectives.heads import HeadSettings, make_head
@@ -16,8 +17,8 @@ class NeuronGroups(Rule):
     """Local learning in which each group of a block's channels has a head of its own."""
 
     kind: Literal["neuron-groups"] = "neuron-groups"
-    groups: int = Field(default=2, ge=1, description="groups of channels; 1 is local learning")
-    diversity: float = Field(default=0.5, ge=0, description="weight of the penalty on agreement")
+    groups: Depth = Field(default=2, description="groups of channels; 1 is local learning")
+    diversity: Rate = Field(default=0.5, description="weight of the penalty on agreement")
     head: HeadSettings = HeadSettings()
 
     def objective(self, site: Site) -> Objective | None:

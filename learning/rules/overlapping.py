@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from learning.bounds import Factor
 from learning.credit import Hop
 from learning.objectives.base import AuxiliaryClassifier, Objective
 from learning.objectives.heads import HeadSettings, make_head
@@ -20,7 +21,7 @@ class Overlapping(Rule):
     """
 
     kind: Literal["overlapping"] = "overlapping"
-    weight: float = Field(default=1.0, gt=0, description="of the next block's loss")
+    weight: Factor = Field(default=1.0, description="of the next block's loss")
     head: HeadSettings = HeadSettings()
 
     @property

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from learning.bounds import Fraction, Width
 from learning.errors import UserError
 from learning.objectives.base import Objective
 from learning.objectives.similarity import PredictionAndSimilarity
@@ -19,8 +20,8 @@ class PredSim(Rule):
     mode: Literal["pred", "sim", "both"] = Field(
         default="both", description="prediction, similarity, or both"
     )
-    beta: float = Field(default=0.99, ge=0, le=1, description="weight of similarity in `both`")
-    dim: int = Field(default=4096, ge=1, description="most features that the prediction reads")
+    beta: Fraction = Field(default=0.99, description="weight of similarity in `both`")
+    dim: Width = Field(default=4096, description="most features that the prediction reads")
 
     @property
     def similarity_weight(self) -> float:

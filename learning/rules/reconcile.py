@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from learning.bounds import Flag, Fraction, Rate
 from learning.credit import Reconcile
 from learning.objectives.base import AuxiliaryClassifier, Objective
 from learning.objectives.heads import HeadSettings, make_head
@@ -22,11 +23,11 @@ class Reconciliation(Rule):
     distance: Literal["scale-free", "squared"] = Field(
         default="scale-free", description="of directions, 2 (1 - cos), or of the gradients"
     )
-    weight: float = Field(default=0.1, ge=0, description="of the penalty")
-    warmup: float = Field(
-        default=0.1, ge=0, le=1, description="share of all steps in which the weight rises from 0"
+    weight: Rate = Field(default=0.1, description="of the penalty")
+    warmup: Fraction = Field(
+        default=0.1, description="share of all steps in which the weight rises from 0"
     )
-    bp_free: bool = Field(
+    bp_free: Flag = Field(
         default=False,
         description="hold the gradient at the block's output constant inside the penalty",
     )

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from learning.bounds import Kept
 from learning.objectives.base import AuxiliaryClassifier, Objective
 from learning.objectives.heads import HeadSettings, make_head
 from learning.rules.base import Rule, Site
@@ -15,7 +16,7 @@ class ReplayedLocal(Rule):
     """Decoupled greedy learning in which a block draws its batch from the last `buffer` inputs."""
 
     kind: Literal["replay"] = "replay"
-    buffer: int = Field(default=4, ge=1, description="messages kept between two blocks")
+    buffer: Kept = Field(default=4, description="messages kept between two blocks")
     head: HeadSettings = HeadSettings()
 
     @property

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from learning.bounds import Depth, DepthFrom0, Flag, Steps
 from learning.errors import UserError
 from learning.learners.publishing import Reading
 from learning.objectives.base import Objective
@@ -25,10 +26,10 @@ class SharedUnembedding(Rule):
     readout: ReadoutKind = Field(
         default="shared", description="the network's unembedding, an own one, or a fixed random one"
     )
-    blocks: int = Field(default=1, ge=0, description="transformer blocks of an auxiliary network")
-    heads: int = Field(default=4, ge=1, description="of attention; divides the features of a token")
-    causal: bool = Field(default=True, description="no token sees the ones after it")
-    every: int = Field(default=1, ge=1, description="steps from one publication to the next")
+    blocks: DepthFrom0 = Field(default=1, description="transformer blocks of an auxiliary network")
+    heads: Depth = Field(default=4, description="of attention; divides the features of a token")
+    causal: Flag = Field(default=True, description="no token sees the ones after it")
+    every: Steps = Field(default=1, description="steps from one publication to the next")
 
     def objective(self, site: Site) -> Objective | None:
         if len(site.shape) != 2:

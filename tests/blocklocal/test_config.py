@@ -128,8 +128,7 @@ def test_arguments_of_a_custom_network_are_free() -> None:
         ),
         (
             ["training.batch=x"],
-            "training.batch = 'x' is not possible: input should be a valid integer, unable to "
-            "parse string as an integer",
+            "training.batch = 'x' is not possible: input should be a valid integer",
         ),
         (
             ["optimizer.lr=-1"],

@@ -13,6 +13,7 @@ from blocklocal.config import RunConfig, known_keys
 from blocklocal.setting_models import models_in
 from learning.rules import RULES
 from tests.docs.pages import PAGES, ROOT
+from tests.docs.ranges import in_words
 from tuning.settings import SweepSettings
 
 CONFIGURATION = ROOT / "docs/configuration.md"
@@ -65,6 +66,19 @@ def test_no_page_names_a_key_that_does_not_exist() -> None:
         for key in re.findall(rf"`((?:{tops})\.[a-z_.]+)(?:=[^`]*)?`", page.read_text()):
             is_file = key.endswith((".py", ".yaml", ".json", ".md"))
             assert is_file or key in known or key.startswith("network.arguments."), (page, key)
+
+
+def test_documented_limits() -> None:
+    """What a number may be, as its type has it; a cell may say more."""
+    cells = {}
+    for line in CONFIGURATION.read_text().splitlines():
+        if match := re.match(r"\| `([\w.]+)` \| ([\w, -]+) \| (.*?) \| (?:`.*?`|-) \|", line):
+            cells |= {(match[1], kind): match[3] for kind in match[2].split(", ")}
+    for key, kind, info in (row for model, prefix in MODELS for row in settings(model, prefix)):
+        words = in_words(info)
+        if words is not None:
+            cell = cells.get((key, kind)) or cells[key, "any"]
+            assert words in cell, f"{key} of kind {kind} is: {words}"
 
 
 def test_documented_defaults_and_kinds() -> None:

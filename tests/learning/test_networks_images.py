@@ -180,7 +180,7 @@ def test_vgg8b_s_pooling_may_begin_the_next_unit():
 
 
 def test_vgg8b_settings_are_followed():
-    model = VGG8bSettings(width=1e-9, activation="tanh", dropout=0.3).build((3, 8, 8), 3)
+    model = VGG8bSettings(width=0.001, activation="tanh", dropout=0.3).build((3, 8, 8), 3)
     modules = list(model.modules())
     assert count(model) == (27 + 5 * 9 + 6 * 2) + (1 + 2) + (3 + 3)  # widths of 1
     assert [m.p for m in modules if isinstance(m, nn.Dropout)] == [0.3] * 7
