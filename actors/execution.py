@@ -11,7 +11,7 @@ import torch
 from actors.mailbox import Mailbox, StoppedError
 from actors.operations import Doing, Kind, Operation, Report, Span
 from actors.transport import Channel
-from learning.errors import UserError
+from learning.errors import UserError, named_exit
 from learning.messages import Post
 
 
@@ -39,6 +39,11 @@ class Executor(ABC):
                 self._run_one(operation)
         except UserError as error:
             self.report.error = error
+            self.mailbox.fail(StoppedError())
+        except SystemExit as error:
+            if hasattr(error, "ray_terminate_msg"):
+                raise  # it is Ray that ends this process
+            self.report.error = named_exit(error)
             self.mailbox.fail(StoppedError())
         except StoppedError:
             # The cause is another actor's; this one still reports what it has done.

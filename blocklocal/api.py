@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from blocklocal.config import dotted, make_config, overlay
 from blocklocal.identity import check_settings, made_of
 from blocklocal.preparation import prepare
 from blocklocal.resuming import check_given
+from blocklocal.signals import handled
 from blocklocal.training import Result, train
 from blocklocal.training import resume as go_on
 from learning.data import Dataset
@@ -47,9 +50,35 @@ def fit(
         sections: other sections of the configuration: `optimizer={"lr": 0.01}`, `training={...}`;
             of `data` only `augment`.
 
+    On SIGTERM and SIGHUP the run keeps its state after the step under way, and so does it on
+    Ctrl-C; a second signal ends it at once. Handlers of the caller are back afterwards.
+
     Raises:
         UserError: for anything that cannot be run.
+        KeyboardInterrupt: after Ctrl-C.
+        SystemExit: after SIGTERM and SIGHUP, with 143 and 129.
     """
+    with handled() as stopping:
+        try:
+            return _fit(model, data, blocks, rule, observers, resume, checkpoint, sections)
+        except KeyboardInterrupt:
+            if stopping.asked:
+                print(f"blocklocal: {stopping.sentence()}", file=sys.stderr)
+            if stopping.number in (0, signal.SIGINT):
+                raise
+            raise SystemExit(stopping.code) from None
+
+
+def _fit(
+    model: nn.Module,
+    data: Dataset,
+    blocks: int | Sequence[str] | None,
+    rule: str | Mapping[str, Any] | None,
+    observers: Sequence[Observer],
+    resume: str | Path | None,
+    checkpoint: int | None,
+    sections: Mapping[str, Mapping[str, Any]],
+) -> Result:
     tree: dict[str, Any] = dict(sections)
     _check_sections(tree)
     if blocks is not None:

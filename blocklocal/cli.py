@@ -22,8 +22,10 @@ from blocklocal.commands.runs import (
 )
 from blocklocal.commands.train import train_command
 from blocklocal.commands.tune import tune_command
-from learning.errors import UserError
+from blocklocal.signals import handled
+from learning.errors import UserError, exits_named
 from orchestrator.losses import ActorLostError
+from orchestrator.stopping import Stopping
 
 app = App(
     name="blocklocal",
@@ -46,19 +48,25 @@ for _name, _command in {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; user errors are one sentence on standard error and exit code 2."""
+    """Run the command line; user errors are one sentence on standard error and exit code 2.
+
+    A signal that ends it gives 128 and its number.
+    """
     keep_freed_memory()
     if sys.path[0] != (here := str(Path.cwd())):
         sys.path.insert(0, here)  # the user's own networks live beside their YAML
     with suppress(RuntimeError):  # torch takes this once a process, before its first work
         torch.set_num_interop_threads(1)
+    with handled() as stopping:
+        return _run(sys.argv[1:] if arguments is None else arguments, stopping)
+
+
+def _run(arguments: list[str], stopping: Stopping) -> int:
     try:
-        code = app(
-            sys.argv[1:] if arguments is None else arguments,
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
+        with exits_named():
+            code = app(
+                arguments, exit_on_error=False, print_error=False, result_action="return_value"
+            )
     except (UserError, CycloptsError) as error:
         print("\n".join([f"blocklocal: {error}", *_notes(error)]), file=sys.stderr)
         return 2
@@ -67,8 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join([text, *_notes(error)]), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("blocklocal: interrupted; go on with --resume", file=sys.stderr)
-        return 130
+        print(f"blocklocal: {stopping.sentence()}", file=sys.stderr)
+        return stopping.code if stopping.asked else 130
     return code if isinstance(code, int) else 0
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +46,8 @@ def cluster(config: RunConfig) -> Iterator[None]:
     _report_to_nobody()
     try:
         _knock(address)
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        with _own_signals():
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     except _FAILURES as error:
         raise _refusal(address, error) from error
     try:
@@ -69,13 +72,14 @@ def local_cluster() -> Iterator[None]:
     if (os.cpu_count() or 1) <= FEW_CORES:
         os.environ.setdefault("RAY_preload_python_modules", "actors.shells")
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-            _node_ip_address="127.0.0.1",  # no need to be reached from elsewhere
-        )
+        with _own_signals():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+                _node_ip_address="127.0.0.1",  # no need to be reached from elsewhere
+            )
     except Exception as error:  # bare, where a node does not start in time
         said = " ".join(str(error).split())
         raise UserError(
@@ -86,6 +90,34 @@ def local_cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handlers of this process while Ray starts, and SIGHUP from what it starts.
+
+    Ray puts two in the place of that of SIGTERM: one aborts a call to Ray, the other prints a stack
+    of C++. The end of a terminal goes to all processes there: the actors are to outlive it until
+    this process has their state.
+
+    Raises:
+        KeyboardInterrupt: at a SIGTERM meanwhile, or a SIGHUP.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    except SystemExit as error:  # Ray's handler
+        if callable(before):
+            before(signal.SIGTERM, None)
+        raise KeyboardInterrupt from error
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 _FAILURES = (OSError, RuntimeError, ValueError, OverflowError, RayError)

@@ -16,8 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
+from blocklocal.signals import handled
 from learning.errors import UserError
 from learning.yaml_files import read_yaml
+from orchestrator.stopping import Stopping
 
 _ELSEWHERE = ("engine=", "engine.kind=", "engine.address=")
 
@@ -54,7 +56,11 @@ def _command_line() -> Callable[[list[str]], int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; see `blocklocal.cli.main`."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    with handled() as stopping:
+        return _run(list(sys.argv[1:] if arguments is None else arguments), stopping)
+
+
+def _run(words: list[str], stopping: Stopping) -> int:
     if not wants_local_cluster(words):
         return _command_line()(words)
     # Before Ray starts: its workers look for modules where this process does.
@@ -70,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"blocklocal: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("blocklocal: interrupted", file=sys.stderr)
-        return 130
+        print(f"blocklocal: {stopping.sentence()}", file=sys.stderr)
+        return stopping.code if stopping.asked else 130
 
 
 if __name__ == "__main__":

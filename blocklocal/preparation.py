@@ -19,7 +19,7 @@ from blocklocal.resuming import with_absolute_paths
 from learning.build import Program
 from learning.checks import check_lanes, check_local_recovery, check_program
 from learning.data import Batches, Dataset, ReversalSettings, TextSettings, load_dataset
-from learning.errors import UserError
+from learning.errors import UserError, exits_named
 from learning.fingerprints import data_fingerprint
 from learning.learners.base import LearnerSettings
 from learning.networks import GPTSettings, build_network
@@ -53,6 +53,7 @@ class Prepared:
     fingerprints: Fingerprints
 
 
+@exits_named()
 def prepare(
     config: RunConfig,
     *,

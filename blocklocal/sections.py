@@ -15,6 +15,7 @@ from learning.bounds import (
     FilePath,
     Kept,
     Samples,
+    Seconds,
     Seed,
     Steps,
 )
@@ -23,6 +24,7 @@ from orchestrator.chain import Transport
 from orchestrator.placement import ResourceSettings
 from orchestrator.program import SourcePlace
 from orchestrator.recovery import RecoverySettings
+from orchestrator.stopping import PATIENCE
 
 
 class TrainingSettings(Settings):
@@ -58,6 +60,10 @@ class EngineSettings(Settings):
         default="object_store", description="of messages: Ray's object store, or sockets (direct)"
     )
     recovery: RecoverySettings = RecoverySettings()
+    patience: Seconds = Field(
+        default=PATIENCE,
+        description="seconds for a run that is asked to stop to come to a step boundary",
+    )
     source: SourcePlace | None = Field(
         default=None, description="of batches; null: an actor where a core is free, else block 1"
     )

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, make_config, read_tree
 from blocklocal.preparation import available_cpus, cores
+from blocklocal.signals import handled
 from blocklocal.sweep_checks import (
     Length,
     check_bundles,
@@ -146,7 +148,11 @@ def _run(
     status: Status = "FAILED"
     files: tuple[Path, ...] = ()
     try:
-        over = run_sweep(sweep, say, tracking, resume=resume)
+        with handled() as stopping:
+            stopping.patience = make_config(file.base).engine.patience
+            stopping.notice = "ending the trials"
+            stopping.left = f"; go on with blocklocal tune --resume {quote(str(sweep.directory))}"
+            over = run_sweep(sweep, say, tracking, resume=resume, stopping=stopping)
         say(f"{time.monotonic() - began:.0f} s")
         if over:
             best, files = write_outcome(sweep.directory, file, say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +21,11 @@ from blocklocal.identity import Made, check_checkpoint
 from blocklocal.observers import TrackingObserver
 from blocklocal.preparation import Prepared
 from blocklocal.resuming import recorded, start_of
+from blocklocal.signals import handled
 from blocklocal.starting import beginning
 from blocklocal.tracked_files import files_of, report_of
 from learning.data import Preprocessing
-from learning.errors import UserError
+from learning.errors import UserError, exits_named
 from learning.expected import check_state
 from learning.prediction import Trained
 from orchestrator.checkpoint_reader import Checkpoint
@@ -33,6 +35,7 @@ from orchestrator.inline import Probe
 from orchestrator.plan import Plan
 from orchestrator.program import Calendar
 from orchestrator.rundir import RunDirectory
+from orchestrator.stopping import Stopping
 from orchestrator.tensors import State, export, model_state
 from orchestrator.trainer import Observer, StopTraining, Trainer
 from orchestrator.version import code_version
@@ -93,7 +96,7 @@ def train(
     path = config.run.directory or _unused_directory(config.run.name)
     first = beginning(prepared)
     engine = engine_of(prepared, probe)  # first: a cluster without room leaves nothing behind
-    with _afterwards(lambda _: engine.close()):
+    with handled() as stopping, _afterwards(lambda _: engine.close()):
         run = RunDirectory.create(
             path,
             config=recorded(config),
@@ -106,7 +109,8 @@ def train(
                 _adopt(run, prepared, first)
                 engine.load(first.state, first.step)
             start = first.step if first else 0
-            return _train(prepared, run, engine, start, observers, prepared.fingerprints)
+            told = prepared.fingerprints
+            return _train(prepared, run, engine, start, observers, told, stopping)
 
 
 def _adopt(run: RunDirectory, prepared: Prepared, first: Checkpoint) -> None:
@@ -152,7 +156,7 @@ def resume(
     Raises:
         UserError: when the checkpoint is damaged or not of this run; the run stays as it is.
     """
-    with run.lock(patience):
+    with handled() as stopping, run.lock(patience):
         start, steps = start_of(run, checkpoint), prepared.schedule.steps
         found = run.checkpoints.load(start) if start else beginning(prepared)
         if start > steps:
@@ -179,7 +183,7 @@ def resume(
                 run.checkpoints.mark(last=start)  # or a crash before the next one would skip steps
             run.rewind(start)
             run.update_state(status="running", error=None, steps=start)
-            return _train(prepared, run, engine, start, observers, told)
+            return _train(prepared, run, engine, start, observers, told, stopping)
 
 
 def _note_length(run: RunDirectory, prepared: Prepared, told: Fingerprints | None) -> None:
@@ -196,12 +200,15 @@ def _train(
     start: int,
     observers: Sequence[Observer],
     fingerprints: Fingerprints | None,
+    stopping: Stopping,
 ) -> Result:
     config, plan, steps = prepared.config, prepared.plan, prepared.schedule.steps
+    stopping.patience, stopping.notice = config.engine.patience, "stopping after this step"
 
     def record(error: BaseException | None) -> None:
-        if isinstance(error, StopTraining):
+        if isinstance(error, (StopTraining, KeyboardInterrupt)):
             run.update_state(status="stopped")
+            stopping.left = _how_to_go_on(prepared, run)
         elif error is not None:
             run.update_state(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
         if error is not None or not config.tracking.enabled:  # or it is sent already
@@ -245,11 +252,12 @@ def _train(
                 keep=config.checkpoints.keep,
                 fingerprints=fingerprints,
                 preprocessing=prepared.dataset.preprocessing,
+                stopping=stopping,
             )
             if engine is not None:
                 evaluation_batch = config.training.evaluation_batch
                 calendar = prepared.schedule.calendar(prepared.batches, evaluation_batch)
-                with _afterwards(lambda _: gauges.publish() if gauges else None):
+                with exits_named(), _afterwards(lambda _: gauges.publish() if gauges else None):
                     stop = _until_stopped(trainer, engine, range(start, steps), calendar)
             if tracking is not None:
                 tracking.wait()  # a run that MLflow refuses has not finished
@@ -301,6 +309,14 @@ def _afterwards(act: Callable[[BaseException | None], None]) -> Iterator[None]:
             error.add_note(f"and cleaning up failed: {type(second).__name__}: {second}")
         raise
     act(None)
+
+
+def _how_to_go_on(prepared: Prepared, run: RunDirectory) -> str:
+    steps, path = prepared.schedule.steps, shlex.quote(str(run.path))
+    again = f"blocklocal train --resume {path}"
+    if prepared.config.run.given:
+        again = f"blocklocal.fit(model, data, resume={str(run.path)!r})"
+    return f" at step {run.state.steps} of {steps}; go on with {again}"
 
 
 def _tags(prepared: Prepared) -> dict[str, str]:

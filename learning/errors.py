@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import reprlib
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MOST = 480
 """Characters of a sentence."""
@@ -67,6 +70,29 @@ class _Repr(reprlib.Repr):
 
 
 _REPR = _Repr()
+
+
+@contextmanager
+def exits_named() -> Iterator[None]:
+    """Around code of users: what would end the process without a word is an error.
+
+    Raises:
+        UserError: instead of `SystemExit`.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        raise named_exit(error) from error
+
+
+def named_exit(error: SystemExit) -> UserError:
+    """What to say about code of a user that wants to end the process."""
+    at = traceback.extract_tb(error.__traceback__)
+    where = f"{at[-1].filename}, line {at[-1].lineno}" if at else "the code that was called"
+    return UserError(
+        f"SystemExit({shown(error.code)}) was raised in {where}, which would end this process "
+        "without a word: raise an exception there that says what is wrong"
+    )
 
 
 class NonFiniteLossError(UserError):

@@ -22,6 +22,7 @@ from orchestrator.program import Calendar
 from orchestrator.rebalancing import Rebalancer
 from orchestrator.recovery import Recovery, RecoverySettings
 from orchestrator.states import load
+from orchestrator.stopping import Stopping
 from orchestrator.stream import Stream
 from orchestrator.turns import Turn
 
@@ -57,15 +58,23 @@ class RayEngine:
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
         load(self._chain, state, step)
 
-    def train(self, steps: range, calendar: Calendar, kept: Kept | None = None) -> Iterator[Event]:
+    def train(
+        self,
+        steps: range,
+        calendar: Calendar,
+        kept: Kept | None = None,
+        stopping: Stopping | None = None,
+    ) -> Iterator[Event]:
         """Train; after a loss, go back to what was kept and do again what came after.
 
         Of steps that are done again nothing is told again but what the actors did, what changed
-        in the chain, and snapshots.
+        in the chain, and snapshots. A run that is to stop does not recover: what it would go back
+        to is kept already.
 
         Raises:
             ActorLostError: when actors are lost, and there is no way back or there were too many.
         """
+        stopping = stopping or Stopping()
         start = told = steps.start
         incident: Incident | None = None
         opening: Turn | None = None
@@ -75,7 +84,9 @@ class RayEngine:
                 began, new = time.monotonic(), True
                 rest = range(start, steps.stop)
                 hang = self._recovery.settings.hang
-                stream = Stream(self._chain, calendar, rest, hang, self._elasticity, opening)
+                stream = Stream(
+                    self._chain, calendar, rest, hang, self._elasticity, opening, stopping
+                )
                 try:
                     for event in stream.events():
                         if isinstance(event, StepDone):
@@ -89,11 +100,14 @@ class RayEngine:
                             yield event
                     return
                 except ActorLostError as error:
+                    if stopping.asked:
+                        raise
                     if incident is not None and kept is not None:  # it was not over yet
                         kept.record(incident)
                     incident = Incident(next(numbers), time.time(), told, ended=True)
                     bound = _next_told(calendar, told, steps.stop)
-                    opening = self._recovery.recover(error, stream, incident, kept, bound)
+                    with stopping.patiently(False):
+                        opening = self._recovery.recover(error, stream, incident, kept, bound)
                     incident.ended, start = False, incident.resumed
         finally:
             if incident is not None and kept is not None:

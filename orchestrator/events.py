@@ -11,6 +11,7 @@ from torch import Tensor
 from actors.operations import Span
 from orchestrator.incidents import Incident
 from orchestrator.program import Calendar
+from orchestrator.stopping import Stopping
 
 State = dict[str, dict[str, Tensor]]
 """Tensors by learner, then by name."""
@@ -95,13 +96,21 @@ class Engine(Protocol):
         """Load a snapshot; training goes on at `step`."""
         ...
 
-    def train(self, steps: range, calendar: Calendar, kept: Kept | None = None) -> Iterator[Event]:
+    def train(
+        self,
+        steps: range,
+        calendar: Calendar,
+        kept: Kept | None = None,
+        stopping: Stopping | None = None,
+    ) -> Iterator[Event]:
         """Train; yields events, steps in order.
 
         A snapshot is kept when the iteration goes on after it.
 
         Args:
             kept: for an engine that can lose what it works with; without it a loss ends the run.
+            stopping: when somebody asks for it, the events end with a snapshot after the next step
+                whose end is possible, of which all that is finished is a part.
         """
         ...
 

@@ -15,6 +15,7 @@ from learning.sequential import SequentialEngine
 from learning.units import Unit
 from orchestrator.events import Evaluated, Event, Kept, Metrics, SnapshotTaken, StepDone, Worked
 from orchestrator.program import Calendar
+from orchestrator.stopping import Stopping
 
 Probe = Callable[[int, SequentialEngine], Metrics]
 """Looks at an engine that is about to run a step, and leaves it as it is; adds to its metrics."""
@@ -47,8 +48,17 @@ class InlineEngine:
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
         self._engine.load_state_dict(state, step)
 
-    def train(self, steps: range, calendar: Calendar, kept: Kept | None = None) -> Iterator[Event]:
+    def train(
+        self,
+        steps: range,
+        calendar: Calendar,
+        kept: Kept | None = None,
+        stopping: Stopping | None = None,
+    ) -> Iterator[Event]:
+        stopping = stopping or Stopping()
         for step in steps:
+            if stopping.asked:  # before the first step; there is nothing to keep
+                return
             probed: Metrics = {}
             if self._probe is not None and step in calendar.evaluations:
                 probed = self._probe(step, self._engine)
@@ -59,13 +69,16 @@ class InlineEngine:
             for split in calendar.evaluations.get(step, ()):
                 batches = self._batches.evaluation(split, self._evaluation_batch)
                 yield Evaluated(step, split, self._engine.evaluate(step, split, batches))
-            if step in calendar.snapshots:
+            stops = stopping.asked
+            if stops or step in calendar.snapshots:
                 state = self._engine.state_dict()
                 copies = {
                     learner: {n: t.detach().clone() for n, t in tensors.items()}
                     for learner, tensors in state.items()
                 }
                 yield SnapshotTaken(step, copies)
+            if stops:
+                return
 
     def close(self) -> None:
         torch.set_num_threads(self._threads_before)

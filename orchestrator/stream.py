@@ -25,7 +25,8 @@ from orchestrator.lane import Actor
 from orchestrator.losses import ActorLostError, Loss
 from orchestrator.program import Calendar
 from orchestrator.queues import Queue, hand_out
-from orchestrator.turns import Turn
+from orchestrator.stopping import Stopping
+from orchestrator.turns import Turn, keep
 
 CHUNK_SECONDS = 0.5  # a chunk lasts about this long: reports stay fresh, calls stay rare
 ACTORS = 8  # with more, chunks last longer, so that the driver has no more reports a second
@@ -62,6 +63,7 @@ class Stream:
         hang: float,
         elasticity: Elasticity,
         opening: Turn | None = None,
+        stopping: Stopping | None = None,
     ) -> None:
         """Nothing is handed out before `events` is iterated.
 
@@ -69,9 +71,11 @@ class Stream:
             hang: least seconds without any report after which actors are asked what they do.
             elasticity: says what changes in the chain, and when.
             opening: what actors do before their first operation.
+            stopping: ends the stream early when somebody asks for it.
         """
         self._chain, self._calendar, self._steps = chain, calendar, steps
         self._elasticity, self._opening = elasticity, opening
+        self._stopping = stopping or Stopping()
         self._every = chain.program.settings.agree_every
         assert not any((step + 1) % self._every for step in calendar.snapshots), "lanes differ"
         self._queues = [Queue(actor) for actor in chain.actors]
@@ -90,9 +94,13 @@ class Stream:
         """
         steps, collected = self._steps, self._collected
         finished = handed = steps.start
+        stop, ends = steps.stop, False
         length, error = 1, None
-        while finished < steps.stop:
-            while handed < steps.stop and self._room():
+        while finished < stop:
+            if self._stopping.asked and not ends:
+                handed = stop = self._last(finished, handed)
+                ends = True
+            while handed < stop and self._room():
                 chunk = range(handed, self._end(handed, length))
                 opening, self._opening = self._opening, None
                 turn = None if opening else self._turn(finished, chunk.start)
@@ -111,7 +119,7 @@ class Stream:
                 for queue, leads, report in self._last_reports():
                     yield self._collect(queue.actor, leads, report)
             self._drop_who_left()
-            while len(collected.metrics.get(finished, ())) == self._learners:
+            while self._is_complete(finished):
                 if error is not None and finished >= min(collected.done.values()):
                     break  # the last step of a chunk that was cut short may lack its evaluation
                 yield from self._complete(finished)
@@ -119,6 +127,27 @@ class Stream:
             if error is not None:
                 raise error
         yield from self._rest()
+
+    def _last(self, finished: int, handed: int) -> int:
+        """Hand out no more than it takes to keep all that is finished.
+
+        Args:
+            finished: the step after the last that was told.
+            handed: the step after the last that was handed out.
+
+        Returns:
+            The step after the last that will be done: a snapshot follows it.
+        """
+        if handed == self._steps.start:
+            return handed  # what there is was kept before
+        least = max(handed, finished + 1)
+        stop = min(least + -least % self._every, self._steps.stop)  # lanes are the same there
+        known = self._calendar.snapshots
+        self._calendar = replace(self._calendar, snapshots=known | {stop - 1})
+        if stop > handed or stop - 1 not in known:
+            turn = None if stop > handed else keep(self._chain, stop)
+            hand_out(self._queues, self._chain, self._calendar, range(handed, stop), turn)
+        return stop
 
     def _rest(self) -> Iterator[Event]:
         """What those did who do not lead, as far as they are done."""
@@ -245,6 +274,13 @@ class Stream:
         for step, state in report.snapshots.items():
             collected.snapshots.setdefault(step, {})[name] = wire.decode(state, HOST)
         return worked
+
+    def _is_complete(self, step: int) -> bool:
+        """Whether all have reported the step, and its snapshot where there is one."""
+        told, kept = self._collected.metrics, self._collected.snapshots
+        if len(told.get(step, ())) < self._learners:
+            return False
+        return step not in self._calendar.snapshots or len(kept.get(step, ())) == self._learners
 
     def _complete(self, step: int) -> Iterator[Event]:
         collected = self._collected

@@ -29,9 +29,10 @@ from orchestrator.events import (
 from orchestrator.fingerprints import Fingerprints
 from orchestrator.finite import check_finite, check_losses, not_finite
 from orchestrator.incidents import Incident
-from orchestrator.losses import Loss
+from orchestrator.losses import ActorLostError, Loss
 from orchestrator.program import Calendar
 from orchestrator.rundir import RunDirectory
+from orchestrator.stopping import Stopping
 from orchestrator.storage import StorageError
 
 _log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Trainer:
         keep: how many of the newest checkpoints stay, besides the best.
         fingerprints: of the run, for its checkpoints.
         preprocessing: of the data, for the checkpoints.
+        stopping: whether the run is to end before its last step.
     """
 
     run: RunDirectory
@@ -102,18 +104,28 @@ class Trainer:
     keep: int = 2
     fingerprints: Fingerprints | None = None
     preprocessing: Preprocessing | None = None
+    stopping: Stopping = field(default_factory=Stopping)
     _validated: dict[int, float] = field(default_factory=dict)
     _first: int = 0
     _stop: int = 0
+    _done: int = 0
     _writing: Background = field(default_factory=Background)
     _written: SnapshotTaken | None = None
 
     def train(self, engine: Engine, steps: range, calendar: Calendar) -> None:
-        """Follow the engine; whatever it raises passes through, with all records flushed."""
-        self._first, self._stop = steps.start, steps.stop
+        """Follow the engine; whatever it raises passes through, with all records flushed.
+
+        Raises:
+            KeyboardInterrupt: when the run was asked to stop and has come to a step boundary, whose
+                state is a checkpoint now, or cannot come to one.
+        """
+        self._first, self._done, self._stop = steps.start, steps.start, steps.stop
         try:
-            self._follow(engine.train(steps, calendar, self))
-            self._finish_writing()
+            with self.stopping.patiently():
+                self._follow(engine.train(steps, calendar, self, self.stopping))
+                self._finish_writing()
+            if self._done < steps.stop:
+                self.stopping.check()
         except BaseException as error:
             try:
                 self._finish_writing()
@@ -121,6 +133,9 @@ class Trainer:
                 _log.warning("%s", another)
             if isinstance(error, NonFiniteLossError):
                 self.record(not_finite(error))
+            if isinstance(error, ActorLostError) and self.stopping.asked:
+                _log.warning("%s", error)  # it would have gone on
+                raise KeyboardInterrupt from error
             raise
 
     def _follow(self, events: Iterable[Event]) -> None:
@@ -134,6 +149,7 @@ class Trainer:
                         observer.worked(event.actor, event.spans)
                         observer.sent(event.actor, event.bytes_sent)
                 case StepDone():
+                    self._done = event.step + 1
                     self._record(event.step, "train", event.metrics)
                     for observer in self.observers:
                         observer.stepped(event.step, event.metrics)

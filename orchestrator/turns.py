@@ -62,6 +62,12 @@ def join(chain: Chain, lane: Lane, step: int) -> Turn:
     return turn
 
 
+def keep(chain: Chain, step: int) -> Turn:
+    """Nothing changes, but the learners of the lane that leads copy the state before `step`."""
+    snapshot = Operation(Kind.SNAPSHOT, step - 1)
+    return Turn(step, "", first={actor: [snapshot] for actor in _learners(chain.lanes[0])})
+
+
 def leave(chain: Chain, lane: Lane, step: int, why: str) -> Turn:
     """A lane does nothing from `step` on; the others share its shards."""
     chain.lanes.remove(lane)

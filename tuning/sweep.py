@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ray.tune.stopper import Stopper
 from learning.errors import UserError
 from orchestrator.files import replace_file
 from orchestrator.rundir import RunDirectory
+from orchestrator.stopping import Stopping
 from tuning.following import Follower, Say, name_of
 from tuning.jobs import FAILED, LIKE, NUMBER, RUN, STEP, Job, Runner
 from tuning.outcome import is_enough
@@ -26,7 +28,7 @@ from tuning.settings import Mode, SweepSettings
 from tuning.space import Space
 from tuning.trial import SweepTrial, values_of
 from tuning.trial_tracking import Tracking
-from tuning.tune_state import STATE, Keeper, quiet, restore_state
+from tuning.tune_state import INTERRUPTS, STATE, Keeper, quiet, restore_state
 
 RUNS, TRIALS = "trials", "trials.json"
 """In a sweep's directory: the runs of all trials, and what became of them."""
@@ -72,8 +74,18 @@ class Sweep:
         return self.directory / RUNS
 
 
-def run_sweep(sweep: Sweep, say: Say, tracking: Tracking | None, *, resume: bool) -> bool:
+def run_sweep(
+    sweep: Sweep,
+    say: Say,
+    tracking: Tracking | None,
+    *,
+    resume: bool,
+    stopping: Stopping | None = None,
+) -> bool:
     """Run all trials, or the rest of them; Ray is connected.
+
+    Args:
+        stopping: ends the trials in order when somebody asks for it, in the main thread.
 
     Returns:
         Whether the sweep is over; False: it was interrupted.
@@ -97,7 +109,8 @@ def run_sweep(sweep: Sweep, say: Say, tracking: Tracking | None, *, resume: bool
     )
     enough = Enough(settings)
     keeper = Keeper(sweep.directory)
-    with quiet(sweep.directory, sweep.trials):
+    stopping = stopping or Stopping()
+    with stopping.patiently(), quiet(sweep.directory, sweep.trials):
         analysis = tune.run(
             trainable,
             name=STATE,
@@ -124,7 +137,14 @@ def run_sweep(sweep: Sweep, say: Say, tracking: Tracking | None, *, resume: bool
             raise_on_failed_trial=False,
             verbose=0,
             callbacks=[
-                Follower(sweep.runs, sweep.trials, settings.metric, say, tracking, keeper.look)
+                Follower(
+                    sweep.runs,
+                    sweep.trials,
+                    settings.metric,
+                    say,
+                    tracking,
+                    lambda: _between_steps(keeper, stopping),
+                )
             ],
             trial_name_creator=name_of,
             trial_dirname_creator=name_of,
@@ -134,6 +154,12 @@ def run_sweep(sweep: Sweep, say: Say, tracking: Tracking | None, *, resume: bool
     save_trials(sweep, trials)
     whole = len(trials) >= sweep.trials and all(t.is_finished() for t in trials)
     return whole or enough.reached
+
+
+def _between_steps(keeper: Keeper, stopping: Stopping) -> None:
+    keeper.look()
+    if stopping.asked:
+        signal.raise_signal(INTERRUPTS)
 
 
 def told_by(sweep: Sweep, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,10 +22,13 @@ from learning.errors import UserError
 STATE, KEPT = "tune", "tune.kept"
 """In a sweep's directory: Tune's state, and its copy."""
 SAVE_SECONDS = 2.0
+INTERRUPTS = signal.SIGUSR1
+"""At which Tune ends its trials in order and saves its state."""
 MANY_TRIALS = 200
 """With more, Tune decides itself how often it saves its state, which then takes a while."""
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # run directories have it all
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is one of several requests to stop
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -142,6 +147,8 @@ def quiet(directory: Path, trials: int) -> Iterator[None]:
     restoring = logging.getLogger("ray.tune.execution.tune_controller")
     levels, refusal = (logger.level, restoring.level), _Refusal(directory / STATE)
     os.environ.update(environment)
+    in_main = threading.current_thread() is threading.main_thread()
+    interrupts = signal.getsignal(INTERRUPTS) if in_main else None
     logger.setLevel(logging.CRITICAL)
     restoring.setLevel(logging.ERROR)
     restoring.addHandler(refusal)
@@ -149,6 +156,8 @@ def quiet(directory: Path, trials: int) -> Iterator[None]:
     try:
         yield
     finally:
+        if interrupts is not None:
+            signal.signal(INTERRUPTS, interrupts)
         restoring.propagate = True
         restoring.removeHandler(refusal)
         for one, level in zip((logger, restoring), levels, strict=True):

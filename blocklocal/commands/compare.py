@@ -23,7 +23,7 @@ def compare_command(
     dry_run: Annotated[bool, Parameter(help="check everything, list what would run")] = False,
 ) -> int:
     """Run a study, rules x networks x blocks x seeds, or go on with it; write its report."""
-    from blocklocal.compare.command import INTERRUPTED, Comparison
+    from blocklocal.compare.command import Comparison
 
     if workers is not None and workers < 1:
         raise UserError(f"--workers = {workers} is not possible: give 1 or more")
@@ -39,7 +39,7 @@ def compare_command(
             say(f"would run: {job.label}")
         return 0
     code = 0 if report or adopt else comparison.complete(workers, console)
-    if code != INTERRUPTED and (code == 0 or comparison.has_runs()):
+    if code == 0 or comparison.has_runs():
         comparison.report()
         say(f"wrote {comparison.directory / 'report.md'}")
     return code

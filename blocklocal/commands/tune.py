@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +10,6 @@ from cyclopts import Parameter
 from blocklocal.commands.terminal import say
 from learning.errors import UserError
 
-INTERRUPTED = 130  # the exit code after Ctrl-C
-
 
 def tune_command(
     *words: Annotated[str, Parameter(help="a sweep file, then dotted.key=value settings")],
@@ -20,7 +17,7 @@ def tune_command(
         Path | None, Parameter(name="--resume", help="the directory of a sweep")
     ] = None,
     dry_run: Annotated[bool, Parameter(help="check everything, print what would run")] = False,
-) -> int:
+) -> None:
     """Search hyperparameters: many runs of one configuration, or go on with a sweep."""
     from blocklocal import sweeping
 
@@ -35,5 +32,4 @@ def tune_command(
             raise UserError("blocklocal tune needs a sweep file: blocklocal tune sweep.yaml")
         over = sweeping.start(Path(words[0]), words[1:], say, dry_run=dry_run)
     if not over:
-        print("blocklocal: interrupted; go on with blocklocal tune --resume", file=sys.stderr)
-    return 0 if over else INTERRUPTED
+        raise KeyboardInterrupt

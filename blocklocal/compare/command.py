@@ -23,12 +23,12 @@ from blocklocal.compare.runner import Failure, Job, Result, run_jobs
 from blocklocal.compare.study import Combination, Key, Study, expand, load_study
 from blocklocal.compare.summary import Summary, metric_of, summarise, value_of
 from blocklocal.preparation import prepare
+from blocklocal.signals import handled
 from learning.errors import UserError
 from orchestrator.files import replace_file
 from orchestrator.version import code_version
 
 TORCH = str(torch.__version__)
-INTERRUPTED = 130  # the exit code after Ctrl-C
 
 
 @dataclass
@@ -67,11 +67,7 @@ class Comparison:
         """
         jobs = self.missing()
         self.check(jobs)
-        try:
-            failures = self.run(jobs, workers, console) if jobs else []
-        except KeyboardInterrupt:
-            print("blocklocal: interrupted; the same command goes on", file=sys.stderr)
-            return INTERRUPTED
+        failures = self.run(jobs, workers, console) if jobs else []
         for failure in failures:
             print(f"blocklocal: {failure.label}: {failure.error}", file=sys.stderr)
         return 1 if failures else 0
@@ -107,7 +103,8 @@ class Comparison:
                 (runs if job.kind == "run" else costs).add(job.label, record)
                 return self._said(job, record)
 
-            with StudyProgress(console, len(jobs)) as progress:
+            with handled() as stopping, StudyProgress(console, len(jobs)) as progress:
+                stopping.left = "; the same command goes on"
                 count = workers or self.study.workers or os.cpu_count() or 1
                 return run_jobs(jobs, count, finished, progress)
 

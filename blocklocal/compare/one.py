@@ -22,6 +22,7 @@ from blocklocal.compare.costs import measure_costs
 from blocklocal.compare.records import CODE, run_settings
 from blocklocal.config import RunConfig, make_config
 from blocklocal.preparation import Prepared, prepare
+from blocklocal.signals import SIGNALS
 from blocklocal.training import train
 from learning.agreement import agreement
 from learning.errors import UserError
@@ -136,7 +137,8 @@ def work(
         tree: the settings.
         directory: the parent's, where relative paths and the user's own networks lie.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
+    for number in SIGNALS:  # they are for the parent, which ends this one
+        signal.signal(number, signal.SIG_IGN)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)

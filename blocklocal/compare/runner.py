@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from blocklocal.compare.one import work
 from blocklocal.compare.progress import StudyProgress
 from blocklocal.compare.study import Combination
 from blocklocal.config import RunConfig
+from blocklocal.signals import handled
 
 Result = dict[str, Any]
 
@@ -98,15 +98,11 @@ def run_jobs(
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back: in the middle of a start it would break the server of processes."""
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        raise KeyboardInterrupt
+    """Hold requests to stop back: in the middle of a start one would break the server."""
+    with handled() as stopping:
+        with stopping.patiently():
+            yield
+        stopping.check()
 
 
 def _start(job: Job) -> dict[Connection, tuple[Job, BaseProcess]]:

@@ -113,9 +113,10 @@ def test_resuming_gives_the_bits_of_an_undisturbed_run(
         patch.setattr("blocklocal.commands.train.Progress", _Interrupted)
         assert cli.main(["train", *WORDS, f"run.directory={path}"]) == 130
     captured = capsys.readouterr()
-    assert captured.err == "blocklocal: interrupted; go on with --resume\n"
+    how = f"go on with blocklocal train --resume {path}"
+    assert captured.err == f"blocklocal: interrupted at step 24 of 40; {how}\n"
     state = state_of(path)
-    assert (state["status"], state["steps"]) == ("failed", 24)
+    assert (state["status"], state["steps"]) == ("stopped", 24)
     assert metrics_of(path)[-1]["step"] == 25  # beyond the checkpoint: resuming rewinds it
     assert RunDirectory.open(path).checkpoints.last == 24
 

@@ -12,6 +12,7 @@ from orchestrator.events import Evaluated, Event, Kept, Metrics, SnapshotTaken, 
 from orchestrator.incidents import Incident
 from orchestrator.program import Calendar
 from orchestrator.rundir import RunDirectory
+from orchestrator.stopping import Stopping
 from orchestrator.trainer import Observer, Trainer
 
 RULE = {"kind": "local"}
@@ -26,7 +27,13 @@ class Scripted:
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
         raise AssertionError("the trainer loads nothing")
 
-    def train(self, steps: range, calendar: Calendar, kept: Kept | None = None) -> Iterator[Event]:
+    def train(
+        self,
+        steps: range,
+        calendar: Calendar,
+        kept: Kept | None = None,
+        stopping: Stopping | None = None,
+    ) -> Iterator[Event]:
         yield from self.events
         if self.error is not None:
             raise self.error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
@@ -26,6 +27,7 @@ from orchestrator.events import Changed, Evaluated, Event, SnapshotTaken, StepDo
 from orchestrator.lane_settings import LaneSettings
 from orchestrator.plan import Plan
 from orchestrator.program import Calendar
+from orchestrator.stopping import Stopping
 from tests.orchestrator.engines import (
     BATCH,
     EVALUATION_BATCH,
@@ -199,3 +201,23 @@ def test_between_outer_steps_lanes_tell_each_other_nothing() -> None:
     mailbox.put(Key("partial", EVERY - 1, origin=1), twin.partial())
     executor.execute(Operation(Kind.UPDATE, EVERY - 1))
     assert list(channel.sent) == [Key("partial", EVERY - 1, origin=2)]
+
+
+@pytest.mark.long
+def test_lanes_that_are_asked_to_stop_go_on_until_they_agree(
+    start_lanes: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = itertools.cycle([1, 2])
+    monkeypatch.setattr("orchestrator.stream._chunk_length", lambda *_: next(lengths))
+    engine = start_lanes(LOCAL, 2, 2)
+    stopping, events = Stopping(), list[Event]()
+    with stopping.patiently():
+        for event in engine.train(range(STEPS), CALENDAR, None, stopping):
+            events.append(event)
+            if isinstance(event, StepDone) and event.step == 6:
+                stopping.ask(signal.SIGTERM)
+    last = told(events)[-1]
+    assert isinstance(last, SnapshotTaken) and last.step in (9, 14)
+    steps, snapshots = range(last.step + 1), {*CALENDAR.snapshots, last.step}
+    expected = InOneProcess(LOCAL, 2, snapshots).run(steps).told
+    assert differences(told(events), expected) == []
