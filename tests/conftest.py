@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import ray
 import torch
 from hypothesis import settings
+
+from tests.prefork import launcher
 
 torch.set_num_threads(1)
 settings.register_profile("any processor", deadline=None)  # no verdict depends on its pace
@@ -34,16 +38,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def ray_cluster(home: Path) -> Iterator[None]:
     """A local Ray with four logical CPUs, shared by all tests that need one."""
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=512 * 2**20,
-        _node_ip_address="127.0.0.1",
-    )
-    yield
-    ray.shutdown()
+    with launcher(home) as python:
+        with mock.patch.object(sys, "executable", python):
+            ray.init(
+                address="local",
+                num_cpus=4,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=512 * 2**20,
+                _node_ip_address="127.0.0.1",
+            )
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture
