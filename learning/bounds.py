@@ -22,6 +22,7 @@ MOST_LABEL = 100
 """Characters of a name that becomes a part of the names of files."""
 MOST_NAME_BYTES, MOST_PATH_BYTES = 255, 4_000
 """What file systems take."""
+MOST_CLASSES = 10_000_000
 
 
 def _whole(value: Any) -> Any:
@@ -76,7 +77,7 @@ Pixels = Annotated[int, Field(strict=True, ge=1, le=10_000), _WHOLE]
 PixelsFrom0 = Annotated[int, Field(strict=True, ge=0, le=10_000), _WHOLE]
 Tokens = Annotated[int, Field(strict=True, ge=1, le=1_000_000), _WHOLE]
 """Of one row."""
-Classes = Annotated[int, Field(strict=True, ge=1, le=10_000_000), _WHOLE]
+Classes = Annotated[int, Field(strict=True, ge=1, le=MOST_CLASSES), _WHOLE]
 """Labels, or words of a vocabulary."""
 Samples = Annotated[int, Field(strict=True, ge=1, le=10_000_000), _WHOLE]
 """Of one batch."""

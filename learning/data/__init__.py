@@ -3,7 +3,8 @@
 from learning.data.batches import Batches
 from learning.data.cache import cache_directory
 from learning.data.datasets import Dataset, arrays_dataset, load_dataset
-from learning.data.parquet import decode_image, read_parquet
+from learning.data.images import decode_image
+from learning.data.parquet import read_parquet
 from learning.data.preprocessing import Preprocessing
 from learning.data.settings import (
     ArraysSettings,

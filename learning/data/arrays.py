@@ -1,19 +1,19 @@
-"""Sources that fit in memory: `.npz` files and the digits that scikit-learn carries."""
+"""Arrays in memory: the digits that scikit-learn carries, and checks of rows and labels."""
 
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from learning.bounds import MOST_CLASSES
+from learning.data.conversion import integers, rows_of
 from learning.data.splits import stratified
-from learning.errors import UserError
+from learning.errors import UserError, shown
 
-_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_SPARSE = 65_536  # classes up to which some may have no train row
 
 
 def read_digits(test: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -41,95 +41,68 @@ def read_digits(test: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     return x[train], y[train], x[held], y[held]
 
 
-def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Read x_train, y_train, x_test and y_test of an `.npz` file.
-
-    Returns:
-        x_train, y_train, x_test, y_test: x (N, D) or (N, C, H, W), both uint8, float32 or float64;
-            y int64 (N,).
-
-    Raises:
-        UserError: when the file is missing or damaged, or an array is missing or has the wrong
-            type, shape or length.
-    """
-    path = path.expanduser()
-    if not path.is_file():
-        raise UserError(f"there is no file {path}: give the path of an .npz file")
-    found = _load(path)
-    for key in _KEYS:
-        if key not in found:
-            raise UserError(
-                f"{path} has no array {key!r}, only {', '.join(found) or 'none'}: save it with "
-                f"{', '.join(_KEYS)}"
-            )
-    x_train, y_train, x_test, y_test = (found[key] for key in _KEYS)
-    return check_arrays(x_train, y_train, x_test, y_test)
-
-
 def check_arrays(
-    x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray
+    x_train: object, y_train: object, x_test: object, y_test: object
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Bring rows and labels to the types that a `Split` holds, both splits to the same.
 
     Raises:
         UserError: for a wrong type, shape or length, and for pixels beside numbers.
     """
-    parts = {"train": (x_train, y_train), "test": (x_test, y_test)}
-    for part, (x, y) in parts.items():
+    rows = [rows_of("x_train", x_train), rows_of("x_test", x_test)]
+    labels = [integers("y_train", y_train), integers("y_test", y_test)]
+    for part, x, y in zip(("train", "test"), rows, labels, strict=True):
         if len(x) != len(y):
             raise UserError(
                 f"x_{part} has {len(x)} rows but y_{part} has {len(y)}: give one label for each row"
             )
-    rows = [_images(f"x_{part}", x) for part, (x, _) in parts.items()]
-    labels = [_integers(f"y_{part}", y) for part, (_, y) in parts.items()]
     types = [x.dtype for x in rows]
     if types[0] != types[1]:
         if np.uint8 in types:
             raise UserError(
-                f"x_train is {x_train.dtype} and x_test {x_test.dtype}, but uint8 is scaled to "
-                "[0, 1] and float is not: give both the same type"
+                f"x_train is {types[0]} and x_test {types[1]}, but uint8 is scaled to [0, 1] and "
+                "float is not: give both the same type"
             )
-        rows = [x.astype(np.float64) for x in rows]
+        rows = [x.astype(np.float64, copy=False) for x in rows]
     return rows[0], labels[0], rows[1], labels[1]
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        opened = np.load(path, allow_pickle=False)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise UserError(f"{path} holds a single array: save it with numpy.savez instead")
-        with opened as arrays:
-            # Only what is needed: other arrays may be large, or pickled and thus refused.
-            return {key: arrays[key] if key in _KEYS else np.empty(0) for key in arrays.files}
-    except UserError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path} cannot be read as .npz without pickle ({reason}): save it again with "
-            "numpy.savez from arrays of numbers"
-        ) from error
+def check_choices(validation: float, classes: int | None) -> None:
+    """Check what settings would have checked, for data that are given in Python.
 
-
-def _images(name: str, x: np.ndarray) -> np.ndarray:
-    if x.ndim not in (2, 4) or 0 in x.shape[1:]:
+    Raises:
+        UserError: for a share outside [0, 1) or a number of classes that cannot be.
+    """
+    number = isinstance(validation, int | float | np.number)
+    if not number or not 0 <= validation < 1:
         raise UserError(
-            f"{name} has the shape {x.shape}, not (N, D) or (N, C, H, W): reshape it before saving"
+            f"validation = {shown(validation)} is not in 0 to below 1: give a share of the "
+            "train rows"
         )
-    if x.dtype == np.uint8:
-        return x
-    if x.dtype.kind != "f":
+    whole = isinstance(classes, int | np.integer) and not isinstance(classes, bool)
+    if classes is not None and not (whole and 1 <= classes <= MOST_CLASSES):
         raise UserError(
-            f"{name} has the type {x.dtype}, not uint8 or float: convert it before saving"
+            f"classes = {shown(classes)} is not an integer from 1 to {MOST_CLASSES}: give how "
+            "many there are, or None to count them"
         )
-    # What is double stays so: in 1e9 plus something float32 would round the something away.
-    return x.astype(np.float32 if x.dtype.itemsize <= 4 else np.float64, copy=False)
 
 
-def _integers(name: str, y: np.ndarray) -> np.ndarray:
-    if y.ndim != 1 or y.dtype.kind not in "iu":
+def count_classes(y: np.ndarray) -> int:
+    """Count the classes of train labels: the largest plus 1.
+
+    Args:
+        y: int64 (N,), not empty, none below 0.
+
+    Raises:
+        UserError: when there would be more than can be, or so many more than rows that the labels
+            are no numbers of classes.
+    """
+    classes = int(y.max()) + 1
+    if classes > min(MOST_CLASSES, max(len(y), _SPARSE)):
+        row = int(np.argmax(y))
         raise UserError(
-            f"{name} has the type {y.dtype} and shape {y.shape}, not integer and (N,): convert it "
-            "before saving"
+            f"label {y[row]} in row {row} of the train data makes {classes} classes of {len(y)} "
+            f"rows: number the classes from 0 without gaps, or set data.classes (at most "
+            f"{MOST_CLASSES})"
         )
-    return y.astype(np.int64, copy=False)
+    return classes

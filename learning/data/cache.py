@@ -1,8 +1,10 @@
-"""A folder of decoded images: plain `.npy` files, memory mapped on reading, checked by CRC.
+"""A folder of decoded images: plain `.npy` files, memory mapped on reading, checked by checksum.
 
-An entry is three files: the images, the labels and, written last, a manifest with the CRC of both.
-Every file is written under a temporary name and then moved into place, so a reader never sees a
-half-written one; whatever does not match its manifest counts as absent and is rebuilt.
+An entry is three files: the images, the labels and, written last, a manifest with what they were
+decoded from and the checksums of both. Every file is written under a temporary name and then moved
+into place, so a reader never sees a half-written one; whatever does not match its manifest counts
+as absent and is rebuilt. Files are opened without following links, and what is checked is what is
+mapped.
 """
 
 from __future__ import annotations
@@ -11,52 +13,86 @@ import hashlib
 import json
 import logging
 import os
-import uuid
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from learning.errors import UserError
+from learning.data.files import atomic_file, checksum, checksum_of, mapped, opened
+from learning.data.words import reason
+from learning.errors import UserError, shown
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1  # raise it when the layout of the cached arrays changes
+_FORMAT = 2  # raise it when the layout of the cached arrays or their meaning changes
+_MANIFEST = 1 << 20  # bytes; a longer one was not written here
 
 
 def cache_directory(chosen: Path | None) -> Path:
     """Say where decoded images are kept.
 
     The first of: `chosen`, $BLOCKLOCAL_CACHE, $XDG_CACHE_HOME/blocklocal, ~/.cache/blocklocal.
+
+    Raises:
+        UserError: when there can be no such folder.
     """
-    if chosen is not None:
-        return chosen.expanduser()
-    if own := os.environ.get("BLOCKLOCAL_CACHE"):
-        return Path(own).expanduser()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser() / "blocklocal"
-    return Path.home() / ".cache" / "blocklocal"
+    own, xdg = os.environ.get("BLOCKLOCAL_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        if chosen is not None or own:
+            folder = Path(chosen or own or "").expanduser()
+        else:
+            folder = (Path(xdg).expanduser() if xdg else Path.home() / ".cache") / "blocklocal"
+    except RuntimeError as error:
+        raise UserError(
+            f"the cache of decoded images has no home directory ({reason(error)}): set data.cache "
+            "or $BLOCKLOCAL_CACHE to a folder"
+        ) from error
+    if "\0" in str(folder):
+        raise UserError(f"data.cache = {shown(folder)} has a NUL: give the path of a folder")
+    return folder
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """The decoded form of one file (its first rows, two of its columns)."""
+    """The decoded form of one file (its first rows, two of its columns).
+
+    Attributes:
+        directory: the folder of all entries.
+        content: checksum of the bytes of the file.
+        columns: of images and of labels.
+        limit: how many rows were asked for, None for all.
+    """
 
     directory: Path
-    key: str
+    content: str
+    columns: tuple[str, str]
+    limit: int | None
 
     @classmethod
     def of(
         cls, directory: Path, source: Path, columns: tuple[str, str], limit: int | None
     ) -> CacheEntry:
-        """Name the entry of `source` as it is now: a changed file gets another entry."""
-        status = source.stat()
-        identity = [_FORMAT, str(source.resolve()), status.st_size, status.st_mtime_ns]
-        text = json.dumps([*identity, *columns, limit])
-        return cls(directory, hashlib.sha256(text.encode()).hexdigest()[:32])
+        """Name the entry of what `source` holds now, whatever its name and times are.
+
+        Raises:
+            UserError: when the file cannot be read.
+        """
+        return cls(directory, checksum_of(source), columns, limit)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What is decoded, and how."""
+        return {
+            "format": _FORMAT,
+            "content": self.content,
+            "columns": list(self.columns),
+            "limit": self.limit,
+        }
+
+    @property
+    def key(self) -> str:
+        """The beginning of the names of its files."""
+        return hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()[:32]
 
     @property
     def images(self) -> Path:
@@ -80,17 +116,20 @@ class CacheEntry:
             Images, uint8 (N, C, H, W), memory mapped and read-only; labels, int64 (N,).
         """
         try:
-            expected = json.loads(self.manifest.read_bytes())
-            actual = {"images": _crc(self.images), "labels": _crc(self.labels)}
-            if actual == expected:
-                x = np.load(self.images, mmap_mode="r", allow_pickle=False)
-                return x, np.load(self.labels, allow_pickle=False)
-            reason = "its checksum does not match"
+            with opened(self.manifest) as file:
+                written = json.loads(file.read(_MANIFEST))
+            with opened(self.images) as images, opened(self.labels) as labels:
+                if written == self._sealed(images, labels):
+                    x, y = mapped(images), np.array(mapped(labels))
+                    kinds = (x.dtype, x.ndim, y.dtype, y.shape)
+                    if kinds == (np.uint8, 4, np.int64, x.shape[:1]):
+                        return x, y
+            why = "it is not what its manifest says"
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:  # ValueError: the manifest is not JSON
-            reason = str(error)
-        _log.warning("the cache entry %s is damaged (%s) and is rebuilt", self.manifest, reason)
+        except (OSError, ValueError, RecursionError) as error:  # ValueError: not JSON, not .npy
+            why = reason(error)
+        _log.warning("the cache entry %s is damaged (%s) and is rebuilt", self.manifest, why)
         return None
 
     def seal(self) -> None:
@@ -99,41 +138,13 @@ class CacheEntry:
         Raises:
             UserError: when the folder cannot be written.
         """
-        with atomic_file(self.manifest) as file:
-            text = json.dumps({"images": _crc(self.images), "labels": _crc(self.labels)})
-            file.write(text.encode())
+        with (
+            atomic_file(self.manifest) as file,
+            opened(self.images) as images,
+            opened(self.labels) as labels,
+        ):
+            file.write(json.dumps(self._sealed(images, labels)).encode())
 
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that takes the place of `path` if the body succeeds.
-
-    Raises:
-        UserError: when the folder cannot be made or written (no permission, disk full).
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not tempfile, whose files no other user may read: a team may share the folder.
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the cache of decoded images in {path.parent} "
-            f"({error.strerror or error}): set data.cache or $BLOCKLOCAL_CACHE to a folder that "
-            "is writable and has room"
-        ) from error
-
-
-def _crc(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            value = zlib.crc32(chunk, value)
-    return value
+    def _sealed(self, images: IO[bytes], labels: IO[bytes]) -> dict[str, object]:
+        """The manifest that makes two open files an entry."""
+        return self.identity | {"images": checksum(images), "labels": checksum(labels)}

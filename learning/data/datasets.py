@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learning.data.arrays import check_arrays, read_digits, read_npz
+from learning.data.arrays import check_arrays, check_choices, count_classes, read_digits
+from learning.data.conversion import check_spread
+from learning.data.npz import read_npz
 from learning.data.parquet import read_parquet
 from learning.data.preprocessing import Preprocessing
 from learning.data.settings import (
@@ -99,10 +101,10 @@ def load_dataset(settings: DataSettings) -> Dataset:
 
 
 def arrays_dataset(
-    x_train: np.ndarray,
-    y_train: np.ndarray,
-    x_test: np.ndarray,
-    y_test: np.ndarray,
+    x_train: object,
+    y_train: object,
+    x_test: object,
+    y_test: object,
     *,
     validation: float = 0.1,
     classes: int | None = None,
@@ -110,11 +112,15 @@ def arrays_dataset(
     class_names: Sequence[str] | None = None,
     name: str = "arrays",
 ) -> Dataset:
-    """Make a dataset of arrays in memory.
+    """Make a dataset of arrays in memory, which are not copied where they need no cast.
+
+    Arrays may be NumPy's, dense tensors of any device, nested lists, or of a library whose arrays
+    NumPy reads, such as pandas.
 
     Args:
-        x_train, x_test: both uint8, then scaled to [0, 1], or both float, (N, D) or (N, C, H, W).
-        y_train, y_test: integer labels from 0, (N,).
+        x_train, x_test: both uint8, then scaled to [0, 1], or both float or bool, (N, D) or
+            (N, C, H, W).
+        y_train, y_test: integer labels from 0, or bool, (N,).
         validation: share of the train rows held out: as many of each class, the same in every
             run, however the rows are sorted.
         classes: how many there are; None counts them.
@@ -127,6 +133,7 @@ def arrays_dataset(
         UserError: when a split is empty, a label is out of range, a value is not finite, or a type
             or shape does not fit.
     """
+    check_choices(validation, classes)
     return _split(
         name,
         *check_arrays(x_train, y_train, x_test, y_test),
@@ -160,7 +167,7 @@ def _split(
             raise UserError(f"the {part} data has 0 rows: give at least 1")
         _check_finite(part, rows)
         _check_labels(part, labels, classes)
-    classes = classes or int(y.max()) + 1
+    classes = classes or count_classes(y)
     _check_labels("test", y_test, classes)
     if class_names is not None and len(class_names) != classes:
         raise UserError(
@@ -169,6 +176,8 @@ def _split(
 
     train, held = hold_out(x, y, validation)
     unit = 255.0 if x.dtype == np.uint8 else unit
+    if not normalize:
+        check_spread(x)
     numbers = measure(train, unit) if normalize else Numbers((unit,))
     dataset = Dataset(
         name,
@@ -251,8 +260,10 @@ def _check_seen(part: str, split: Split, preprocessing: Preprocessing) -> None:
         bad = ~np.isfinite(preprocessing.apply(chunk).numpy())
         if bad.any():
             row = first + int(np.argmax(bad.reshape(len(chunk), -1).any(axis=1)))
+            row = row if split.rows is None else split.rows[row]
+            data = "test" if part == "test" else "train"
             raise UserError(
-                f"row {row} of the {part} split holds the value {chunk[bad][0]}, so far from the "
+                f"row {row} of the {data} data holds the value {chunk[bad][0]}, so far from the "
                 "train rows that float32 cannot tell by how much: repair or drop that row"
             )
         first += len(chunk)

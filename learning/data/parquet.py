@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from learning.data.cache import CacheEntry, atomic_file, cache_directory
+from learning.data.cache import CacheEntry, cache_directory
+from learning.data.conversion import integers
+from learning.data.files import atomic_file, checksum_of, existing_file
+from learning.data.images import decode_image
+from learning.data.memory import amount
 from learning.data.splits import check_first_rows
-from learning.errors import UserError
+from learning.data.words import listed, reason
+from learning.errors import UserError, named, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS = 256  # rows decoded at a time: bounds the memory whatever the size of the file
-_GREY = ("1", "L", "LA")
-_COLOR = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB")
 
 
 def read_parquet(
@@ -50,9 +51,7 @@ def read_parquet(
             decoded or has another shape than the first, a value is missing, or the cache folder
             cannot be written.
     """
-    path = path.expanduser()
-    if not path.is_file():
-        raise UserError(f"there is no file {path}: give the path of a Parquet file")
+    path = existing_file(path, "a Parquet file")
     entry = CacheEntry.of(cache_directory(cache), path, (image, label), limit)
     found = entry.load()
     if found is None:
@@ -60,41 +59,10 @@ def read_parquet(
         found = entry.load()
     if found is None:
         raise UserError(
-            f"the cache entry {entry.manifest} cannot be read back after writing it: set "
+            f"the cache entry {named(entry.manifest)} cannot be read back after writing it: set "
             "data.cache or $BLOCKLOCAL_CACHE to a folder on a working disk"
         )
     return found
-
-
-def decode_image(data: bytes) -> np.ndarray:
-    """Decode one image to uint8 (C, H, W): grey images have 1 channel, all others 3 (RGB).
-
-    Raises:
-        UserError: when the bytes are no image, a damaged one, or one of more than 8 bits.
-    """
-    from PIL import Image  # here, as pyarrow below: every actor imports this module
-
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            mode = opened.mode
-            if mode in _GREY:
-                return np.asarray(opened.convert("L"))[None]
-            if mode in _COLOR:
-                return np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
-    except (
-        OSError,
-        SyntaxError,  # Pillow's word for a broken PNG chunk
-        ValueError,
-        IndexError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        # Pillow names the buffer's address, which says nothing to the user.
-        reason = "no known image format" if "identify" in str(error) else str(error)
-        raise UserError(f"cannot be decoded ({reason})") from error
-    raise UserError(f"has the pixel mode {mode}, which is not 8-bit grey or color")
 
 
 def _build(
@@ -105,24 +73,46 @@ def _build(
     rows = 0
     with atomic_file(entry.images) as file:
         for total, batch in _record_batches(path, image, label, limit, setting):
-            pixels, shape = _decode_batch(path, batch.column(0), rows, shape)
-            if rows == 0:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (total, *shape)}
-                np.lib.format.write_array_header_1_0(file, header)
-            # Appending instead of a writable memory map: a full disk is an error, not a SIGBUS.
-            file.write(pixels.tobytes())  # in C order, whatever the order of the decoder
+            # One image at a time: a small file may hold very large ones.
+            for row, pixels in enumerate(_decoded(path, batch.column(0), rows), start=rows):
+                if shape is None:
+                    shape = pixels.shape
+                    _check_room(path, entry.directory, total, shape)
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (total, *shape)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                if pixels.shape != shape:
+                    raise UserError(
+                        f"the image in row {row} of {named(path)} has the shape {pixels.shape} "
+                        f"(channels, height, width), but row 0 has {shape}: bring all images to "
+                        "one size and color mode"
+                    )
+                # Appending, not a writable memory map: a full disk is an error, not a SIGBUS.
+                file.write(pixels.tobytes())  # in C order, whatever the order of the decoder
             labels.append(_labels(path, batch.column(1), rows, label))
-            rows += len(pixels)
+            rows += batch.num_rows
     with atomic_file(entry.labels) as file:
         np.lib.format.write_array(file, np.concatenate(labels), allow_pickle=False)
+    if checksum_of(path) != entry.content:
+        raise UserError(
+            f"{named(path)} was changed while it was decoded: start again once it is whole"
+        )
     entry.seal()
+
+
+def _check_room(path: Path, directory: Path, rows: int, shape: tuple[int, ...]) -> None:
+    needed, free = rows * int(np.prod(shape, dtype=object)), shutil.disk_usage(directory).free
+    if needed > free:
+        raise UserError(
+            f"{named(path)} decodes to {rows} images of the shape {shape}, {amount(needed)}, "
+            f"but {amount(free)} are free in {named(directory)}: set data.cache to a folder "
+            "with more room, or data.limit and data.test_limit"
+        )
 
 
 def _record_batches(
     path: Path, image: str, label: str, limit: int | None, setting: str
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield (rows in all, next rows of the columns image and label), at most `limit` rows."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
@@ -131,84 +121,82 @@ def _record_batches(
             _check_columns(path, file.schema_arrow, image, label)
             rows = file.metadata.num_rows
             total = left = rows if limit is None else min(rows, limit)
-            if total == 0:
-                raise UserError(f"{path} has 0 rows: give a file with at least 1 row")
+            if total < 1:
+                raise UserError(f"{named(path)} has 0 rows: give a file with at least 1 row")
             if total < rows:
                 labels = file.read([label]).column(0).combine_chunks()
-                check_first_rows(_labels(path, labels, 0, label), limit, setting, path)
+                found = _labels(path, labels, 0, label)
+                check_first_rows(found, limit, setting, named(path))
             for batch in file.iter_batches(min(_ROWS, total), columns=[image, label]):
                 batch = batch.select([image, label]).slice(0, left)
                 left -= batch.num_rows
                 yield total, batch
                 if left == 0:
                     return
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
+    except UserError:
+        raise
+    except Exception as error:  # damaged files end in Arrow's errors and in many of Python's
         raise UserError(
-            f"{path} cannot be read as Parquet ({reason}): fetch or write the file again"
+            f"{named(path)} cannot be read as Parquet ({reason(error)}): fetch or write the file "
+            "again"
         ) from error
-    raise UserError(f"{path} ends {left} rows early: fetch or write the file again")
+    raise UserError(f"{named(path)} ends {left} rows early: fetch or write the file again")
 
 
 def _check_columns(path: Path, schema: pa.Schema, image: str, label: str) -> None:
     import pyarrow as pa
 
     for role, name in (("image", image), ("label", label)):
-        if name not in schema.names:
+        if (count := schema.names.count(name)) != 1:
+            found = f"{count} columns" if count else "no column"
             raise UserError(
-                f"{path} has no column {name!r}, only {', '.join(schema.names) or 'none'}: "
+                f"{named(path)} has {found} {shown(name, 60)}, only {listed(schema.names)}: "
                 f"set data.{role} to one of its columns"
             )
     kind = schema.field(image).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+    if not (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    ):
         raise UserError(
-            f"column {image!r} of {path} has the type {kind}, not bytes or a struct with a field "
-            "bytes: set data.image to a column of encoded images"
+            f"column {shown(image, 60)} of {named(path)} has the type {kind}, not "
+            "bytes or a struct with a field bytes: set data.image to a column of encoded images"
         )
-    if not pa.types.is_integer(schema.field(label).type):
+    if not pa.types.is_integer(kind := schema.field(label).type):
         raise UserError(
-            f"column {label!r} of {path} has the type {schema.field(label).type}, not an integer: "
-            "set data.label to a column of integer labels"
+            f"column {shown(label, 60)} of {named(path)} has the type {kind}, not an "
+            "integer: set data.label to a column of integer labels"
         )
 
 
-def _decode_batch(
-    path: Path, column: pa.Array, first: int, shape: tuple[int, ...] | None
-) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Decode the rows from `first` on to uint8 (n, C, H, W), each of `shape` if that is given."""
-    images: list[np.ndarray] = []
-    for row, value in enumerate(column.to_pylist(), start=first):
+def _decoded(path: Path, column: pa.Array, first: int) -> Iterator[np.ndarray]:
+    """Decode the rows from `first` on, each to uint8 (C, H, W)."""
+    for row, value in enumerate(column, start=first):
+        value = value.as_py()
         data = value["bytes"] if isinstance(value, dict) else value
         if data is None:
             raise UserError(
-                f"the image in row {row} of {path} has no bytes: drop that row or put the encoded "
-                "image into it"
+                f"the image in row {row} of {named(path)} has no bytes: drop that row or put the "
+                "encoded image into it"
             )
         try:
-            pixels = decode_image(data)
+            yield decode_image(data)
         except UserError as error:
             raise UserError(
-                f"the image in row {row} of {path} {error}: drop or re-encode that row"
+                f"the image in row {row} of {named(path)} {error}: drop or re-encode that row"
             ) from error
-        shape = shape or pixels.shape
-        if pixels.shape != shape:
-            raise UserError(
-                f"the image in row {row} of {path} has the shape {pixels.shape} (channels, "
-                f"height, width), but row 0 has {shape}: bring all images to one size and color "
-                "mode"
-            )
-        images.append(pixels)
-    assert shape is not None  # pyarrow yields no empty batches
-    return np.stack(images), shape
 
 
 def _labels(path: Path, column: pa.Array, first: int, name: str) -> np.ndarray:
     if column.null_count:
         row = first + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
         raise UserError(
-            f"row {row} of {path} has no value in column {name!r}: drop or label that row"
+            f"row {row} of {named(path)} has no value in column {shown(name, 60)}: drop or "
+            "label that row"
         )
-    # An unsigned label beyond int64 wraps to a negative one, which the range check refuses.
-    return column.to_numpy(zero_copy_only=False).astype(np.int64)
+    labels = column.to_numpy(zero_copy_only=False)
+    return integers(f"column {shown(name, 60)} of {named(path)}", labels, first)

@@ -85,8 +85,8 @@ class ParquetSettings(FileSettings, LabelledSettings):
 class ArraysSettings(FileSettings, LabelledSettings):
     """A `.npz` file with x_train, y_train, x_test and y_test.
 
-    x is uint8 (then scaled to [0, 1]) or float, both parts alike, of shape (N, D) or (N, C, H, W);
-    y is integer.
+    x is uint8 (then scaled to [0, 1]), float or bool, both parts alike, of shape (N, D) or
+    (N, C, H, W); y is integer or bool.
     """
 
     kind: Literal["arrays"] = "arrays"
@@ -96,8 +96,8 @@ class ArraysSettings(FileSettings, LabelledSettings):
 class TextSettings(FileSettings):
     """A text file, UTF-8, as rows of characters; each character's label is the next one.
 
-    The vocabulary is the sorted characters of the whole file. Rows follow each other without
-    overlap, and the splits share no character.
+    The vocabulary is the sorted characters of the whole file, without a byte order mark. Rows
+    follow each other without overlap, and the splits share no character.
     """
 
     kind: Literal["text"] = "text"

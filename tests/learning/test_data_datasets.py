@@ -164,7 +164,7 @@ def with_value(key: str, position: Any, value: float) -> dict[str, Any]:
         (with_value("y_train", 4, -2), "label -2 in row 4 of the train data is below 0"),
         (with_value("y_test", 4, 9), "label 9 in row 4 of the test data is above 2.*at least 10"),
         (with_value("x_train", (3, 0, 0, 0), np.nan), "row 3 of the train data holds .* nan"),
-        (with_value("x_test", (5, 0, 0, 0), 1e300), r"row 5 of the test split holds .* 1e\+300"),
+        (with_value("x_test", (5, 0, 0, 0), 1e300), r"row 5 of the test data holds .* 1e\+300"),
         (arrays(y_train=np.arange(19) % 3), "x_train has 20 rows but y_train has 19"),
         (arrays(x_test=np.zeros((0, 2, 3, 3)), y_test=np.arange(0)), "test data has 0 rows"),
         (arrays(x_test=np.zeros((6, 2, 3, 4))), r"\(2, 3, 3\) but test rows \(2, 3, 4\)"),

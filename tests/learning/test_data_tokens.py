@@ -19,7 +19,9 @@ from learning.data import (
     ReversalSettings,
     TextSettings,
     load_dataset,
+    memory,
 )
+from learning.data.tokens import read_characters
 from learning.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -141,6 +143,63 @@ def test_files_that_are_no_text_are_refused(tmp_path):
     path.write_bytes(b"abc\xff")
     with pytest.raises(UserError, match=r"no\.txt is not UTF-8 at byte 3: save it as UTF-8"):
         load_dataset(TextSettings(path=path))
+
+
+def test_a_byte_order_mark_is_no_character(tmp_path):
+    text = "abcdefgh\r\n" * 4
+    plain, marked = (
+        text_of(tmp_path, text, context=2),
+        text_of(tmp_path, "\ufeff" + text, context=2),
+    )
+    assert plain.classes == marked.classes == 10
+    for name in SPLITS:
+        assert np.array_equal(plain.split(name).x, marked.split(name).x)
+    with pytest.raises(UserError, match=r"book\.txt is not UTF-8 at byte 5: save it"):
+        (tmp_path / "book.txt").write_bytes(b"\xef\xbb\xbfab\xff")
+        load_dataset(TextSettings(path=tmp_path / "book.txt"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("text".encode("utf-16-le") * 9, "has a zero byte at byte 1, as UTF-16 and files other"),
+        ("text".encode("utf-16") * 9, "is not UTF-8 at byte 0"),
+        ("é".encode("latin-1") * 9, "is not UTF-8 at byte 0"),
+        (b"lone \xed\xa0\x80 half of a pair", "is not UTF-8 at byte 5"),
+        (b"\xef\xbb\xbf", "is empty"),
+    ],
+)
+def test_other_encodings_are_refused(tmp_path, content, said):
+    path = tmp_path / "book.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"book.txt {said}"):
+        load_dataset(TextSettings(path=path, context=2))
+
+
+def test_texts_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 511)
+    with pytest.raises(UserError, match="book.txt needs 512 bytes of memory, but 511 bytes are"):
+        text_of(tmp_path, "a" * 32, context=2)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "a\0b", "n" * 300, "~nobody-has-this-name/a"])
+def test_texts_that_cannot_be_read_are_refused(path):
+    with pytest.raises(UserError, match="cannot read .*: give the path of a text file") as caught:
+        read_characters(Path(path))
+    assert len(str(caught.value)) < 500 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"length": 10**6, "symbols": 10**7, "rows": 10**7}, "of memory, but .* are free: lower"),
+        ({"length": 1, "symbols": 9, "rows": 10}, "there are only 9 sequences"),
+        ({"length": 3, "symbols": 2, "rows": 9}, "there are only 8 sequences"),
+    ],
+)
+def test_reversals_of_any_size_are_judged_at_once(fields, said):
+    with pytest.raises(UserError, match=said):
+        load_dataset(ReversalSettings(**fields))
 
 
 def test_reversal_labels_are_the_reversed_rows():
