@@ -1,8 +1,8 @@
 """Block-local training of deep networks on Ray: the Python API.
 
 `fit(model, data, rule=..., blocks=...)` trains an `nn.Sequential`, `arrays_dataset` makes its data,
-and `UserError` is what bad input raises. An `Observer` hears how training goes, and may raise
-`StopTraining`.
+`load(run).predict(x)` uses what was trained, and `UserError` is what bad input raises. An
+`Observer` hears how training goes, and may raise `StopTraining`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blocklocal.api import fit
+    from blocklocal.loading import load
     from blocklocal.training import Result
     from learning.data import Dataset, arrays_dataset
     from learning.errors import UserError
     from orchestrator.trainer import Observer, StopTraining
 
-__all__ = ["Dataset", "Observer", "Result", "StopTraining", "UserError", "arrays_dataset", "fit"]
+__all__ = [
+    "Dataset",
+    "Observer",
+    "Result",
+    "StopTraining",
+    "UserError",
+    "arrays_dataset",
+    "fit",
+    "load",
+]
 
 _HOMES = {
     "Dataset": "learning.data",
@@ -27,6 +37,7 @@ _HOMES = {
     "UserError": "learning.errors",
     "arrays_dataset": "learning.data",
     "fit": "blocklocal.api",
+    "load": "blocklocal.loading",
 }
 
 

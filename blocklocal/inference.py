@@ -1,4 +1,4 @@
-"""Trained networks outside of training: load a run's weights into the original module."""
+"""Trained networks on the data of their runs, or on other data."""
 
 from __future__ import annotations
 
@@ -10,28 +10,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from blocklocal.config import RunConfig, load_config, make_config
-from blocklocal.identity import (
-    check_checkpoint,
-    check_data,
-    check_settings,
-    check_units,
-    made_of,
-)
+from blocklocal.identity import check_data, made_of
+from blocklocal.loading import load_checkpoint
 from learning.data import Batches, Dataset, load_dataset
 from learning.errors import UserError
-from learning.expected import check_model
 from learning.fingerprints import data_fingerprint
-from learning.networks import build_network
 from learning.numerics import Numerics
-from learning.units import units_of
+from learning.prediction import Trained
 from orchestrator.rundir import RunDirectory
-from orchestrator.tensors import model_state
 
 
 def load_run(
     run: RunDirectory, step: int, words: Sequence[str] = ()
-) -> tuple[RunConfig, Dataset, nn.Module]:
-    """The configuration, the data and the original module with a checkpoint's weights.
+) -> tuple[RunConfig, Dataset, Trained]:
+    """The configuration, the data as a network of a checkpoint sees them, and that network.
 
     Args:
         words: `data.key=value` settings that name other data than those of the run.
@@ -43,31 +35,21 @@ def load_run(
     for said in words:
         if not said.startswith("data."):
             raise UserError(f"{said!r} does not say which data: data.key=value settings do")
-    config, made = make_config(run.config), made_of(run)
-    check_settings(made, run, config)
+    config = make_config(run.config)
     if config.run.given:
         raise UserError(
             f"{run.path} was trained in Python with {' and '.join(config.run.given)} in memory: "
-            "export its weights and load them there"
+            "use blocklocal.load(run, model=...) there"
         )
-    found = run.checkpoints.load(step)
-    check_checkpoint(made, found)
-    state = model_state(found.state)
+    config, trained = load_checkpoint(run, step)
+    known = trained.known  # what it was trained to see, not what its rows are normalised by now
     dataset = load_dataset(config.data)
-    check_data(made, data_fingerprint(dataset))
+    check_data(made_of(run), data_fingerprint(dataset))
+    dataset = replace(dataset, preprocessing=known)
     if words:
         other = load_dataset(load_config(None, words, base=run.config).data)
         dataset = _in_place_of(dataset, other)
-    seed = config.training.seed
-    model = build_network(
-        config.network, dataset.input_shape, dataset.classes, seed, tokens=dataset.tokens
-    )
-    check_units(made, units_of(model))
-    if config.precision.compute == "float64":
-        model = model.double()
-    check_model(model.state_dict(), state, run.path)
-    model.load_state_dict(state)
-    return config, dataset, model
+    return config, dataset, trained
 
 
 def _in_place_of(own: Dataset, other: Dataset) -> Dataset:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blocklocal.config import RunConfig, dotted, make_config
-from blocklocal.inference import load_run
-from blocklocal.preparation import sample_rows
+from blocklocal.loading import load_checkpoint
 from blocklocal.tracked_files import files_of
 from blocklocal.training import QUEUE
 from orchestrator.rundir import RunDirectory
@@ -92,5 +91,5 @@ def track_best(tracking: Tracking, best: Outcome, name: str) -> None:
     assert best.run is not None
     run = RunDirectory.open(best.run)
     step = run.checkpoints.resolve("last")
-    config, dataset, model = load_run(run, step)
-    tracking.best(f"{best.number:04d}", model, sample_rows(config, dataset, 2), name)
+    trained = load_checkpoint(run, step)[1]
+    tracking.best(f"{best.number:04d}", trained.from_raw(), trained.raw_example(), name)

@@ -7,7 +7,7 @@ somebody made to look the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import xxhash
@@ -26,13 +26,15 @@ def data_fingerprint(dataset: Dataset) -> dict[str, str]:
         By name of the part the hash of its type, shape and bytes (`train rows`, `test labels`, ...)
         or of what it says (`mean`, `classes` and whatever else `Preprocessing` has).
     """
-    arrays: dict[str, np.ndarray] = {}
+    parts: dict[str, str] = {}
     for name in ("train", "validation", "test"):
         split = dataset.split(name)
-        arrays |= {f"{name} rows": split.x, f"{name} labels": split.y}
+        rows = split.chunks(_PIECE // split.dtype.itemsize)
+        parts[f"{name} rows"] = _hash(split.dtype, (len(split), *split.row_shape), rows)
+        parts[f"{name} labels"] = _hash(split.y.dtype, split.y.shape, [split.y])
     told = dataset.preprocessing.model_dump(mode="json")
     return {
-        **{name: _array_hash(array) for name, array in arrays.items()},
+        **parts,
         **{
             name: xxhash.xxh3_64_hexdigest(json.dumps(value).encode())
             for name, value in told.items()
@@ -40,13 +42,12 @@ def data_fingerprint(dataset: Dataset) -> dict[str, str]:
     }
 
 
-def _array_hash(array: np.ndarray) -> str:
-    digest = xxhash.xxh3_128(f"{array.dtype.name}{array.shape}".encode())
-    rows = max(1, _PIECE * len(array) // max(1, array.nbytes)) if array.ndim else 1
-    for start in range(0, len(array), rows):
+def _hash(dtype: np.dtype, shape: tuple[int, ...], pieces: Iterable[np.ndarray]) -> str:
+    """Hash an array that comes in pieces along its first axis."""
+    digest = xxhash.xxh3_128(f"{dtype.name}{shape}".encode())
+    for piece in pieces:
         # As bytes in C order, whatever the order in memory.
-        piece = np.ascontiguousarray(array[start : start + rows])
-        digest.update(piece.reshape(-1).view(np.uint8).data)
+        digest.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

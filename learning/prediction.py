@@ -36,6 +36,21 @@ class Trained:
     batch: int
     source: str
 
+    @property
+    def known(self) -> Preprocessing:
+        """The preprocessing.
+
+        Raises:
+            UserError: for weights of a version that did not keep it.
+        """
+        if self.preprocessing is None:
+            raise UserError(
+                f"{self.source} was written by a version that kept no preprocessing, so that raw "
+                "rows cannot be brought to what it was trained on: train it again, or call its "
+                "model with rows that are normalised as they were then"
+            )
+        return self.preprocessing
+
     def predict(self, x: Any) -> np.ndarray:
         """The labels of raw rows, with the greatest score: int64 (n,), or (n, T) of tokens.
 
@@ -54,7 +69,7 @@ class Trained:
         Raises:
             UserError: for rows that are not such, or weights without preprocessing.
         """
-        known = self._known()
+        known = self.known
         rows = raw_rows(x, known)
         numerics = Numerics(self.precision, device_of(self.model))
         found = []
@@ -74,7 +89,7 @@ class Trained:
             UserError: for weights without preprocessing.
         """
         dtype = Numerics(self.precision, torch.device("cpu")).dtype
-        return FromRaw(self.model, self._known(), dtype)
+        return FromRaw(self.model, self.known, dtype)
 
     def raw_example(self, rows: int = 2) -> Tensor:
         """Raw rows of zeros, of the type and shape that the network was trained on.
@@ -82,18 +97,9 @@ class Trained:
         Raises:
             UserError: for weights without preprocessing.
         """
-        known = self._known()
+        known = self.known
         kind = torch.int64 if known.tokens else getattr(torch, known.rows)
         return torch.zeros(rows, *known.input_shape, dtype=kind)
-
-    def _known(self) -> Preprocessing:
-        if self.preprocessing is None:
-            raise UserError(
-                f"{self.source} was written by a version that kept no preprocessing, so that raw "
-                "rows cannot be brought to what it was trained on: train it again, or call model "
-                "with rows that are normalised as they were then"
-            )
-        return self.preprocessing
 
 
 class FromRaw(nn.Module):
@@ -107,7 +113,7 @@ class FromRaw(nn.Module):
     def __init__(self, network: nn.Module, preprocessing: Preprocessing, dtype: torch.dtype):
         super().__init__()
         self.network, self.tokens, self.dtype = network, preprocessing.tokens, dtype
-        for name, values in zip(("scale", "mean", "std"), preprocessing.numbers, strict=True):
+        for name, values in vars(preprocessing.arrays).items():
             self.register_buffer(name, torch.from_numpy(values.copy()))
 
     def forward(self, rows: Tensor) -> Tensor:

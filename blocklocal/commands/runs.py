@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from blocklocal import sending
 from blocklocal.commands.terminal import say
 from blocklocal.identity import check_checkpoint, made_of
 from blocklocal.inference import evaluate_model, load_run
+from blocklocal.loading import step_of
 from blocklocal.run_report import write_report
 from learning.errors import UserError
 from orchestrator.rundir import RunDirectory
@@ -30,29 +32,32 @@ def eval_command(
 ) -> None:
     """Evaluate a run's checkpoint (`best`, `last` or a step) on a split, as one plain module."""
     directory = RunDirectory.open(run)
-    step = _step(directory, checkpoint)
-    config, dataset, model = load_run(directory, step, words)
-    loss, accuracy = evaluate_model(model, dataset, split, config)
+    step = step_of(directory, checkpoint)
+    config, dataset, trained = load_run(directory, step, words)
+    loss, accuracy = evaluate_model(trained.model, dataset, split, config)
     if words:
         say(f"on other data than {run} was trained with: {' '.join(words)}")
     say(f"step {step}  {split} accuracy {accuracy:.4%}  loss {loss:.6f}")
 
 
 def export_command(run: Path, output: Path, *, checkpoint: Which = None) -> None:
-    """Write a checkpoint as one safetensors state_dict of the original module."""
+    """Write a checkpoint as one safetensors state_dict of the original module.
+
+    Its metadata say how raw rows are preprocessed.
+    """
     directory = RunDirectory.open(run)
-    step = _step(directory, checkpoint)
+    step = step_of(directory, checkpoint)
     made = made_of(directory)
     found = directory.checkpoints.load(step)
     check_checkpoint(made, found)
-    export_state(found.state, output)
+    if found.preprocessing is None:
+        print(
+            f"blocklocal: warning: checkpoint {step} of {run} was written by a version that kept "
+            f"no preprocessing, so {output} has none",
+            file=sys.stderr,
+        )
+    export_state(found.state, output, found.preprocessing)
     say(f"wrote {output} (step {step})")
-
-
-def _step(run: RunDirectory, checkpoint: str | None) -> int:
-    """The step of a checkpoint; without validation rows no checkpoint is the best one."""
-    which = checkpoint or ("last" if run.checkpoints.best is None else "best")
-    return run.checkpoints.resolve(which)
 
 
 def timeline_command(run: Path) -> None:

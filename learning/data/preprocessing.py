@@ -6,6 +6,7 @@ channel of images (C, H, W), one a column of flat rows (D,). Tokens stay as they
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Self
 
@@ -15,6 +16,15 @@ from pydantic import FiniteFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from learning.settings import Settings
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """The numbers of a `Preprocessing` as arrays; each its own, so that records can be compared."""
+
+    scale: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
 
 
 class Preprocessing(Settings):
@@ -64,14 +74,14 @@ class Preprocessing(Settings):
         return self.rows == "tokens"
 
     @cached_property
-    def numbers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def arrays(self) -> Arrays:
         """Scale, mean and deviation in the type of the arithmetic; they broadcast over rows."""
         dtype = np.float64 if self.rows == "float64" else np.float32
         view = (-1, *(1 for _ in self.input_shape[1:]))
         scale, mean, std = (
             np.array(values, dtype).reshape(view) for values in (self.scale, self.mean, self.std)
         )
-        return scale, mean, std
+        return Arrays(scale, mean, std)
 
     def apply(self, x: np.ndarray) -> Tensor:
         """Turn raw rows into what the network sees: a new contiguous tensor.
@@ -84,22 +94,20 @@ class Preprocessing(Settings):
         """
         if self.tokens:
             return torch.from_numpy(np.array(x, dtype=np.int64, order="C"))
-        return torch.from_numpy(normalized(x, *self.numbers))
+        return torch.from_numpy(normalized(x, self.arrays))
 
 
-def normalized(x: np.ndarray, scale: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+def normalized(x: np.ndarray, by: Arrays) -> np.ndarray:
     """Return ((x / scale) - mean) / std as a new contiguous float32 array; infinite beyond it.
 
     Args:
-        x: (n, D) or (n, C, H, W); computed with in the type of `mean`.
-        scale: broadcasts over rows, as the others do.
-        mean: float32 or float64.
-        std: positive.
+        x: (n, D) or (n, C, H, W).
+        by: what broadcasts over rows; computed with in its type.
     """
-    out = np.array(x, dtype=mean.dtype, order="C")
+    out = np.array(x, dtype=by.mean.dtype, order="C")
     with np.errstate(over="ignore"):
-        if scale.size > 1 or scale.item() != 1:
-            out /= scale
-        out -= mean
-        out /= std
+        if by.scale.size > 1 or by.scale.item() != 1:
+            out /= by.scale
+        out -= by.mean
+        out /= by.std
         return out.astype(np.float32, copy=False)

@@ -172,6 +172,7 @@ def test_the_best_checkpoint_is_the_default(
         rule=kept.rule,
         metrics=None,
         fingerprints=kept.fingerprints,
+        preprocessing=kept.preprocessing,
     )
     checkpoints.mark(last=41)
     words = ["eval", tmp_path / "run", "--split", "validation"]
@@ -214,7 +215,8 @@ def test_float64_weights_are_evaluated_in_float64(capsys: Capture, tmp_path: Pat
     short = ["training.steps=3", "precision.compute=float64", f"run.directory={path}"]
     command(capsys, "train", *SMALL, *short)
     run = RunDirectory.open(path)
-    config, dataset, model = load_run(run, 3)
+    config, dataset, trained = load_run(run, 3)
+    model = trained.model
     assert {p.dtype for p in model.parameters()} == {torch.float64}
     loss, _ = evaluate_model(model, dataset, "test", config)
     assert loss == pytest.approx(_reported(path, 2)["block2/loss"], rel=1e-13)

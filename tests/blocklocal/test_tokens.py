@@ -55,7 +55,8 @@ def test_a_text_is_learned_and_evaluated(capsys: Capture, here: Path) -> None:
     assert last["block2/accuracy"] > 0.6
 
     run = RunDirectory.open(here / "whole")
-    config, dataset, model = load_run(run, 40)
+    config, dataset, trained = load_run(run, 40)
+    model = trained.model
     loss, accuracy = evaluate_model(model, dataset, "test", config)
     assert loss == pytest.approx(last["block2/loss"], rel=1e-5)
     assert accuracy == pytest.approx(last["block2/accuracy"])
@@ -143,7 +144,7 @@ def test_tied_embeddings_train_in_one_block(capsys: Capture, here: Path) -> None
     tied = [*GPT, "network.tied=true", "blocks.at=auto", "blocks.count=1", "training.steps=4"]
     words = [*UNTRACKED, *tied, *TEXT, "run.directory=tied"]
     command(capsys, "train", *words)
-    model = load_run(RunDirectory.open(here / "tied"), 4)[2]
+    model = load_run(RunDirectory.open(here / "tied"), 4)[2].model
     assert model[0].tokens.weight is model[-1].unembed.weight
     fresh = prepare(make_config(RunDirectory.open(here / "tied").config)).model
     assert not torch.equal(fresh[0].tokens.weight, model[0].tokens.weight)

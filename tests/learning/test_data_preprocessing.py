@@ -187,6 +187,7 @@ def test_a_record_says_what_was_measured_with_the_same_bits():
     read = Preprocessing.model_validate_json(dataset.preprocessing.model_dump_json())
     assert read == dataset.preprocessing and read.class_names == ("a", "b", "c", "d")
     assert torch.equal(read.apply(dataset.test.x), dataset.preprocessing.apply(dataset.test.x))
+    assert read == dataset.preprocessing  # after both were used, too
     with pytest.raises(UserError, match="class_names has 2 names for 4 classes"):
         made(ROWS, class_names=["a", "b"])
 
