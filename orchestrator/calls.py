@@ -91,39 +91,50 @@ def doing(actors: Iterable[Actor]) -> dict[str, Doing | None]:
     return told
 
 
-def ending(actor: Actor, why: str, patience: float) -> list[Loss]:
-    """The loss of an actor, once it is certain; nothing of one that answers.
+def endings(actors: Iterable[Actor], why: str, patience: float) -> list[Loss]:
+    """The losses of actors, once each is certain; nothing of those that answer.
+
+    All are asked at the same time: of a frozen node nobody answers.
 
     Args:
-        why: end it, also if it answers, because of this; "" asks first.
-        patience: seconds for Ray to decide whether the actor is lost.
+        why: end them, also if they answer, because of this; "" asks first.
+        patience: seconds for Ray to decide whether they are lost.
 
     Raises:
         ActorLostError: when Ray does not decide in time.
     """
-    if why:
+    reasons = dict.fromkeys(actors, why)
+    for actor in reasons if why else ():
         ray.kill(actor.handle)
+    losses: dict[Actor, Loss | None] = {}
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        call = actor.handle.identify.remote()
-        answered, _ = ray.wait([call], timeout=ANSWER_SECONDS)
-        try:
-            if answered:
-                actor.identity = ray.get(call)
-                if not why:
-                    return []
-            elif not why and actor.identity is not None:  # else it is still being started
-                why = f"did not answer for {ANSWER_SECONDS:g} s"
-                ray.kill(actor.handle)
-        except RayError as error:
-            if is_definite(error):
-                loss = _bury(actor, error)
-                hung = why and loss.kind != "node"
-                return [replace(loss, kind="hang", cause=why) if hung else loss]
-        time.sleep(AGAIN_SECONDS)  # Ray has no event for this
-    raise ActorLostError(
-        f"{actor.name} was out of reach for engine.recovery.patience = {patience:g} s"
-    )
+        asked = {a: a.handle.identify.remote() for a in reasons if a not in losses}
+        if not asked:
+            return [loss for a in reasons if (loss := losses[a]) is not None]
+        calls = list(asked.values())
+        answered = set(ray.wait(calls, num_returns=len(calls), timeout=ANSWER_SECONDS)[0])
+        for actor, call in asked.items():
+            try:
+                if call in answered:
+                    actor.identity = ray.get(call)
+                    if not reasons[actor]:
+                        losses[actor] = None
+                elif not reasons[actor] and actor.identity is not None:  # else it is being started
+                    reasons[actor] = f"did not answer for {ANSWER_SECONDS:g} s"
+                    ray.kill(actor.handle)
+            except RayError as error:
+                if is_definite(error):
+                    losses[actor] = _loss(actor, error, reasons[actor])
+        if len(losses) < len(reasons):
+            time.sleep(AGAIN_SECONDS)  # Ray has no event for this
+    names = " and ".join(actor.name for actor in reasons if actor not in losses)
+    raise ActorLostError(f"{names} was out of reach for engine.recovery.patience = {patience:g} s")
+
+
+def _loss(actor: Actor, error: RayError, why: str) -> Loss:
+    loss = _bury(actor, error)
+    return replace(loss, kind="hang", cause=why) if why and loss.kind != "node" else loss
 
 
 def _bury(actor: Actor, error: RayError) -> Loss:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from learning.data import AugmentSettings, Dataset, DataSettings
 from learning.errors import UserError
 from learning.units import Unit
 from orchestrator.borrowed import Borrowed, surrounding_group
-from orchestrator.calls import Calls, doing, ending
+from orchestrator.calls import Calls, doing, endings
 from orchestrator.lane import Actor, Cast, Lane, cast
 from orchestrator.losses import ActorLostError, Loss
 from orchestrator.placement import check_fit, free_resources
@@ -232,16 +233,15 @@ class Chain:
         Raises:
             ActorLostError: when Ray does not decide within the patience whether one is lost.
         """
-        return [loss for a in self._all_there() for loss in ending(a, "", self.patience)]
+        return endings(self._all_there(), "", self.patience)
 
-    def end(self, actor: Actor, why: str) -> Loss:
-        """End an actor that does not go on.
+    def end(self, actors: Iterable[Actor], why: str) -> list[Loss]:
+        """End actors that do not go on.
 
         Args:
-            why: what it did, after its name.
+            why: what they did, after their name.
         """
-        (loss,) = ending(actor, why, self.patience)
-        return loss
+        return endings(actors, why, self.patience)
 
     def shrink(self, least: int) -> None:
         """Give up lanes that have lost an actor, as long as `least` are left."""
@@ -275,8 +275,9 @@ class Chain:
         Raises:
             NoRoomError: when there is none in time.
         """
+        deadline = time.monotonic() + self.patience
         for lane in self.lanes:
-            lane.wait_for_room(self.patience)
+            lane.wait_for_room(self.patience, deadline)
 
     def close(self) -> None:
         """End the actors and give their resources back."""

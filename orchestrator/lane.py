@@ -92,11 +92,12 @@ class Lane:
         """Whether none of its actors is lost."""
         return all(actor.handle is not None for actor in self.actors)
 
-    def wait_for_room(self, patience: float) -> None:
+    def wait_for_room(self, patience: float, deadline: float) -> None:
         """Wait until there is room again for every actor that is missing.
 
         Args:
-            patience: at most so many seconds for each.
+            patience: how many seconds that may take for all of them.
+            deadline: when they are over, by `time.monotonic`.
 
         Raises:
             NoRoomError: when there is none in time.
@@ -104,7 +105,7 @@ class Lane:
         for actor in self.actors:
             if actor.handle is None:
                 try:
-                    self.placement.wait(actor.block, patience)
+                    self.placement.wait(actor.block, deadline)
                 except TimeoutError as error:
                     raise NoRoomError(
                         f"the cluster had no room for {actor.name} again within "

@@ -69,8 +69,9 @@ class Placement:
         return placement
 
     def _wait_created(self) -> None:
+        deadline = time.monotonic() + CREATION_SECONDS
         for index, group in self._groups.items():
-            if not group.wait(CREATION_SECONDS):
+            if not group.wait(max(0.0, deadline - time.monotonic())):
                 raise UserError(
                     f"the cluster gave no room to block {index} within {CREATION_SECONDS:g} s, "
                     "although enough was free: end other work on it and try again"
@@ -103,8 +104,11 @@ class Placement:
         where = placement_group_table(self._groups[block])
         return where["state"] == "CREATED" and set(where["bundles_to_node_id"].values()) <= alive
 
-    def wait(self, block: int, seconds: float) -> None:
+    def wait(self, block: int, deadline: float) -> None:
         """Wait until a block's bundle is on a live node, after it may have lost its own.
+
+        Args:
+            deadline: at most until then, by `time.monotonic`.
 
         Raises:
             TimeoutError: when it is on none in time.
@@ -114,7 +118,6 @@ class Placement:
             remove_placement_group(self._groups[block])
             self._groups[block] = self._ask(block)
             self._pinned.discard(block)
-        deadline = time.monotonic() + seconds
         while not self.is_there(block):
             if time.monotonic() > deadline:
                 raise TimeoutError

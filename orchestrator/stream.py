@@ -151,8 +151,9 @@ class Stream:
 
     def _rest(self) -> Iterator[Event]:
         """What those did who do not lead, as far as they are done."""
+        done = self._done_within(LOOK_SECONDS)
         for queue in self._queues:
-            while queue.calls and ray.wait([queue.calls[0].ref], timeout=LOOK_SECONDS)[0]:
+            while queue.calls and queue.calls[0].ref in done:
                 call = queue.calls.popleft()
                 try:
                     report = result(queue.actor, call.ref)
@@ -225,14 +226,17 @@ class Stream:
     def _last_reports(self) -> Iterator[tuple[Queue, bool, Report]]:
         """Stop all actors and take what their chunks have done: it is finished work."""
         self._chain.stop()
+        done = self._done_within(STOPPING_SECONDS)
         for queue in self._queues:
-            while queue.calls:
+            # Who hangs in one operation does not matter: the error at hand is what ends the run.
+            while queue.calls and queue.calls[0].ref in done:
                 call = queue.calls.popleft()
-                done, _ = ray.wait([call.ref], timeout=STOPPING_SECONDS)
-                if not done:
-                    queue.calls.appendleft(call)
-                    break  # it hangs in one operation; the error at hand is what ends the run
                 yield queue, call.leads, result(queue.actor, call.ref)
+
+    def _done_within(self, seconds: float) -> set[ray.ObjectRef[Report]]:
+        """The calls that have ended, after a wait of so long for all of them."""
+        calls = [call.ref for queue in self._queues for call in queue.calls]
+        return set(ray.wait(calls, num_returns=len(calls), timeout=seconds)[0]) if calls else set()
 
     def halt(self) -> list[Loss]:
         """Stop the actors that are there and drop what they were at.
@@ -255,7 +259,7 @@ class Stream:
         )
         stuck = {under_way[call].name: under_way[call] for call in still}
         why = f"did not end its operation in {STOPPING_SECONDS:g} s"
-        return [self._chain.end(actor, why) for actor in stuck.values()]
+        return self._chain.end(stuck.values(), why)
 
     def _collect(self, actor: Actor, leads: bool, report: Report) -> Worked:
         collected, name = self._collected, actor.learner

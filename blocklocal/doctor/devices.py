@@ -9,7 +9,7 @@ import torch
 from ray.exceptions import GetTimeoutError, RayError
 
 from blocklocal.doctor.check import Check
-from blocklocal.doctor.nodes import SECONDS, Node, reason
+from blocklocal.doctor.nodes import Node, reason, wait_for
 from orchestrator.placement import LEAST_GPUS
 
 
@@ -23,10 +23,11 @@ def check_gpus(nodes: Sequence[Node]) -> Iterator[Check]:
     """Look at a GPU of each node that has some; one whose GPUs are all taken is left alone."""
     having = [node for node in nodes if node.resources.get("GPU", 0) > 0]
     calls = [seen.options(scheduling_strategy=node.placed).remote() for node in having]
+    wait_for(calls)
     for node, call in zip(having, calls, strict=True):
         name, count = f"GPU {node.address}", node.resources["GPU"]
         try:
-            found = ray.get(call, timeout=SECONDS)
+            found = ray.get(call, timeout=0)
         except GetTimeoutError:
             ray.cancel(call)
             yield Check(name, True, "not looked at: others use all of it")

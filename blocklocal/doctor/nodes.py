@@ -94,13 +94,20 @@ def probes(nodes: Sequence[Node]) -> Iterator[list[Probe]]:
 def ask(asked: Sequence[Probe], function: Callable[..., Any], *arguments: object) -> list[Answer]:
     """Call a function on all nodes at once."""
     calls = [probe.start(function, *arguments) for probe in asked]
+    wait_for(calls)
     answers = []
     for probe, call in zip(asked, calls, strict=True):
         try:
-            answers.append(Answer(probe, ray.get(call, timeout=SECONDS), None))
+            answers.append(Answer(probe, ray.get(call, timeout=0), None))
         except RayError as error:
             answers.append(Answer(probe, None, reason(error)))
     return answers
+
+
+def wait_for(calls: Sequence[ray.ObjectRef[Any]]) -> None:
+    """Wait until calls have ended, `SECONDS` for all of them together: some nodes may be frozen."""
+    if calls:
+        ray.wait(list(calls), num_returns=len(calls), timeout=SECONDS)
 
 
 def reason(error: RayError) -> str:
