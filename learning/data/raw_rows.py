@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from learning.data.conversion import as_array
 from learning.data.preprocessing import Preprocessing
 from learning.errors import UserError
 
@@ -29,7 +30,7 @@ def raw_rows(x: Any, preprocessing: Preprocessing) -> np.ndarray:
     letters = preprocessing.vocabulary
     if letters is not None and _is_text(x):
         x = [_tokens(text, letters) for text in ([x] if isinstance(x, str) else x)]
-    rows = _array(x)
+    rows = as_array("x", x)
     _check_shape(rows, preprocessing)
     if preprocessing.tokens:
         return _as_tokens(rows, preprocessing.classes)
@@ -66,18 +67,6 @@ def _tokens(text: str, letters: str) -> list[int]:
                 "that the network was trained on: leave it out or replace it"
             )
     return [known[letter] for letter in text]
-
-
-def _array(x: Any) -> np.ndarray:
-    if isinstance(x, Tensor):
-        x = x.detach().cpu()
-        return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
-    try:
-        return np.asarray(x)
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"x is no array ({' '.join(str(error).split())[:100]}): give rows of one length"
-        ) from error
 
 
 def _check_shape(rows: np.ndarray, preprocessing: Preprocessing) -> None:
@@ -117,7 +106,7 @@ def _as_numbers(rows: np.ndarray, preprocessing: Preprocessing, *, typed: bool) 
             f"x is {rows.dtype} and the network was trained on uint8 rows, 0 to 255: give them "
             "raw, in that type"
         )
-    if kind == "f" or (not typed and kind in "iu"):
+    if kind in "fb" or (not typed and kind in "iu"):
         with np.errstate(over="ignore"):
             return rows.astype(wanted, copy=False)
     raise UserError(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from learning.data import AugmentSettings, Batches, Dataset, arrays_dataset
+from learning.data.raw_rows import raw_rows
 from learning.errors import UserError
 
 ROWS = 20
@@ -246,3 +247,28 @@ def test_classes_without_a_row_are_possible():
 )
 def test_choices_out_of_range_are_refused(fields):
     assert next(iter(fields)) + " = " in sentence(**fields)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        FLAT,
+        torch.from_numpy(FLAT).requires_grad_(),
+        list(torch.from_numpy(FLAT)),
+        FLAT.tolist(),
+        pd.DataFrame(FLAT),
+        FLAT.astype(">f8"),
+        np.ma.masked_array(FLAT, mask=False),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_rows_to_predict_from_are_taken_as_rows_to_train_on(x):
+    made = dataset(x)
+    assert np.array_equal(raw_rows(x, made.preprocessing), made.test.x)
+
+
+def test_rows_to_predict_from_may_be_bools_and_hide_nothing():
+    made = dataset(FLAT > 0)
+    assert np.array_equal(raw_rows(FLAT > 0, made.preprocessing), made.test.x)
+    with pytest.raises(UserError, match="x hides values by its mask, first in row 4"):
+        raw_rows(np.ma.masked_array(FLAT, mask=FLAT[4, 1] == FLAT), dataset().preprocessing)

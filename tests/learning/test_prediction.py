@@ -105,7 +105,7 @@ NAN = np.full((1, 4), np.nan, np.float32)
         ("numbers", np.zeros((2, 5), np.float32), r"x has the shape \(2, 5\)"),
         ("numbers", np.zeros((0, 4), np.float32), r"x has the shape \(0, 4\)"),
         ("numbers", 3.0, r"x has the shape \(\)"),
-        ("numbers", [[1.0, 2.0, 3.0, 4.0], [1.0]], "x is no array .*give rows of one length"),
+        ("numbers", [[1.0, 2.0, 3.0, 4.0], [1.0]], "x is no array .*lists of one length"),
         ("numbers", [[1.0, "a", 3.0, 4.0]], "x is <U32 and the network was trained on float32"),
         ("numbers", PIXELS[:, 0, 0], "x is uint8 and the network was trained on float32 rows"),
         ("numbers", np.zeros((2, 4), np.int64), "x is int64 and the network"),
@@ -117,7 +117,7 @@ NAN = np.full((1, 4), np.nan, np.float32)
         ("pixels", PIXELS.astype(int), "x is int64 and the network was trained on uint8"),
         ("pixels", (PIXELS.astype(int) + 9).tolist(), "x is int64 and the network was trained on"),
         ("pixels", PIXELS.transpose(0, 2, 3, 1), r"x has the shape \(40, 4, 4, 2\)"),
-        ("pixels", "text", r"x has the shape \(\)"),
+        ("pixels", "text", r"x is no array of numbers \(it is a str\)"),
     ],
 )
 def test_rows_that_are_not_those_of_training_are_refused(kind: str, x: Any, said: str):
