@@ -34,7 +34,9 @@ def as_array(name: str, value: object) -> np.ndarray:
             array = _of_tensor(value)
         elif isinstance(value, list | tuple) and value and isinstance(value[0], torch.Tensor):
             array = _of_tensor(torch.stack(tuple(value)))
-        elif isinstance(value, list | tuple | np.ndarray | int | float) or hasattr(value, "__array__"):
+        elif isinstance(value, list | tuple | np.ndarray | int | float) or hasattr(
+            value, "__array__"
+        ):
             array = _of_masked(name, value) if np.ma.isMA(value) else np.asarray(value)
         else:
             raise TypeError(f"it is a {type(value).__name__}")

@@ -20,8 +20,11 @@ from learning.errors import UserError, named, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-_ROWS = 256  # rows decoded at a time: bounds the memory whatever the size of the file
+# Read at a time: bounds the memory whatever the size of the file.
+_ROWS = 256
+_BYTES = 1 << 30
 
 
 def read_parquet(
@@ -127,7 +130,8 @@ def _record_batches(
                 labels = file.read([label]).column(0).combine_chunks()
                 found = _labels(path, labels, 0, label)
                 check_first_rows(found, limit, setting, named(path))
-            for batch in file.iter_batches(min(_ROWS, total), columns=[image, label]):
+            size = _rows_at_once(file.metadata, total)
+            for batch in file.iter_batches(size, columns=[image, label]):
                 batch = batch.select([image, label]).slice(0, left)
                 left -= batch.num_rows
                 yield total, batch
@@ -141,6 +145,13 @@ def _record_batches(
             "again"
         ) from error
     raise UserError(f"{named(path)} ends {left} rows early: fetch or write the file again")
+
+
+def _rows_at_once(metadata: pq.FileMetaData, rows: int) -> int:
+    """How many rows to read: a value is stored once, and may be that of every row."""
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    sizes = [g.column(k).total_uncompressed_size for g in groups for k in range(g.num_columns)]
+    return max(1, min(_ROWS, rows, _BYTES // max(1, *sizes)))
 
 
 def _check_columns(path: Path, schema: pa.Schema, image: str, label: str) -> None:

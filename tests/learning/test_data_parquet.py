@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -122,6 +124,24 @@ def test_names_with_dots_are_columns_and_not_fields(tmp_path):
     images = [encode(p) for p in pictures(3)]
     path = write(tmp_path / "a.parquet", images, [0, 1, 2], image="a.b", label="c.d")
     assert read(path, image="a.b", label="c.d")[1].tolist() == [0, 1, 2]
+
+
+def test_a_value_that_is_stored_once_for_many_rows_is_read_for_few(tmp_path, monkeypatch):
+    kept = pa.DictionaryArray.from_arrays(pa.array([0] * 40, pa.int32()), pa.array([GOOD]))
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": kept, "label": [0, 1] * 20}), path, store_schema=False)
+    seen: list[int] = []
+    original = pq.ParquetFile.iter_batches
+
+    def counting(file: pq.ParquetFile, rows: int, **fields: Any) -> Any:
+        seen.append(rows)
+        return original(file, rows, **fields)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counting)
+    monkeypatch.setattr(parquet, "_BYTES", 8 * len(GOOD))
+    assert read(path)[0].shape == (40, 3, 4, 5)
+    assert path.stat().st_size < 20 * len(GOOD)
+    assert len(seen) == 1 and 1 <= seen[0] <= 8  # of rows that are all as large as what is stored
 
 
 def test_a_name_of_two_columns_is_refused(tmp_path):
