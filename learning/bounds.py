@@ -18,11 +18,11 @@ from learning.errors import shown
 
 MOST_ENTRIES = 1_000
 """Of a list, such as one learning rate a block."""
+MOST_CLASSES = 10_000_000
 MOST_LABEL = 100
 """Characters of a name that becomes a part of the names of files."""
 MOST_NAME_BYTES, MOST_PATH_BYTES = 255, 4_000
 """What file systems take."""
-MOST_CLASSES = 10_000_000
 
 
 def _whole(value: Any) -> Any:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from learning.build import CPU, Program, build_block, build_feedback
 from learning.credit import Delayed, Reconcile
-from learning.errors import UserError
+from learning.errors import UserError, one_line
 from learning.learners.reconciling import ReconcilingBlock
+from learning.memory import BUILD_ERRORS, building
 from learning.messages import Message
 from learning.numerics import seeded
 from learning.objectives.base import Told
@@ -20,6 +21,8 @@ from learning.policies.compiled import check_compile, check_units
 from learning.rules import BLL
 from learning.settings import SubspaceCodecSettings
 from learning.units import Unit
+
+SMALLER = "make it smaller by the settings of rule, or use a machine with more memory"
 
 
 def check_program(program: Program, blocks: Sequence[Sequence[Unit]], sample: Tensor) -> None:
@@ -34,11 +37,13 @@ def check_program(program: Program, blocks: Sequence[Sequence[Unit]], sample: Te
     """
     for check in (_check_rates, _check_combinations):
         check(program)
-    tables = _tables(program)
+    with building("the feedback network", SMALLER):
+        tables = _tables(program)
     later = blocks if program.rule.looks_ahead else [()] * len(blocks)
     y = torch.zeros(len(sample), *program.target_shape, dtype=torch.long)
     for k in range(1, program.blocks + 1):
-        learner = build_block(program, k, (), later=later[k:])
+        with building(f"the auxiliary network of block {k}", SMALLER):
+            learner = build_block(program, k, (), later=later[k:])
         shape = program.output_shapes[k - 1]
         if learner.objective is None:
             continue
@@ -52,8 +57,8 @@ def check_program(program: Program, blocks: Sequence[Sequence[Unit]], sample: Te
             learner.objective(h, Told(y, tables.get(k), image))
         except UserError:
             raise
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
+        except (*BUILD_ERRORS, KeyError) as error:
+            reason = one_line(str(error), 160)
             raise UserError(
                 f"the objective of block {k} cannot work on {len(sample)} samples of shape {shape} "
                 f"({reason}): cut the network at another unit or use fewer training.shards"

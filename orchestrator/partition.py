@@ -8,6 +8,9 @@ from itertools import accumulate
 
 from learning.errors import UserError
 
+MOST_WORK = 2 * 10**7
+"""The square of the units times the blocks: seconds of balancing."""
+
 
 def partition(costs: Sequence[float], blocks: int) -> list[int]:
     """Partition `costs` into `blocks` contiguous runs with the smallest possible largest sum.
@@ -25,7 +28,8 @@ def partition(costs: Sequence[float], blocks: int) -> list[int]:
         The sizes of the runs, each >= 1; they sum to n. O(n^2 blocks) time.
 
     Raises:
-        UserError: when `blocks` is out of range or a cost is negative or not finite.
+        UserError: when `blocks` is out of range, a cost is negative or not finite, or this would
+            take minutes.
     """
     n = len(costs)
     if blocks < 1:
@@ -34,6 +38,11 @@ def partition(costs: Sequence[float], blocks: int) -> list[int]:
         units = "1 unit" if n == 1 else f"{n} units"
         raise UserError(
             f"blocks.count = {blocks} is more than the {units} of this network: use at most {n}"
+        )
+    if n * n * blocks > MOST_WORK:
+        raise UserError(
+            f"blocks.count = {blocks} of {n} units takes too long to balance: name the units that "
+            f"begin blocks in blocks.at, or use at most {MOST_WORK // (n * n)} blocks"
         )
     for i, cost in enumerate(costs, start=1):
         if not (math.isfinite(cost) and cost >= 0):

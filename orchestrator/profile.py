@@ -17,9 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from learning.errors import UserError
+from learning.errors import UserError, one_line
+from learning.memory import check_fits
 from learning.numerics import backward
 from learning.units import Unit
+
+FEW = 2
+"""Rows that tell what more of them take; a batch normalisation needs two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +60,12 @@ def measure_units(units: Sequence[Unit], sample: Tensor) -> list[UnitSize]:
     Raises:
         UserError: for a unit that does not accept its input or cannot be copied.
     """
-    sizes, x = [], sample
+    sizes, x, kept = [], sample, 0
     with isolated(sample.device):
         for unit in units:
-            size, x = _measure(unit, _copy(unit, sample.device), x)
+            module = _copy(unit, sample.device)
+            kept += _check_room(unit, module, x, kept)
+            size, x = _measure(unit, module, x)
             sizes.append(size)
     return sizes
 
@@ -79,10 +85,11 @@ def profile_units(units: Sequence[Unit], sample: Tensor, repeats: int = 3) -> li
     """
     if repeats < 1:
         raise UserError(f"repeats = {repeats} is less than 1: use at least 1 timed run")
-    profiles, x = [], sample
+    profiles, x, kept = [], sample, 0
     with isolated(sample.device):
         for unit in units:
             module = _copy(unit, sample.device)
+            kept += _check_room(unit, module, x, kept)
             _timed_run(unit, module, x)  # warm-up: kernel selection and allocation happen here
             times = [_timed_run(unit, module, x) for _ in range(repeats)]
             size, x = _measure(unit, module, x)
@@ -130,7 +137,8 @@ def _copy(unit: Unit, device: torch.device) -> nn.Module:
         module = copy.deepcopy(unit.module)
     except Exception as error:  # a module may raise anything
         raise UserError(
-            f"unit {unit.name!r} cannot be copied ({error}): make it work with copy.deepcopy"
+            f"unit {unit.name!r} cannot be copied ({one_line(str(error), 200)}): make it work with "
+            "copy.deepcopy"
         ) from error
     module.zero_grad(set_to_none=True)
     return module.to(device).train()
@@ -157,9 +165,35 @@ def _call(unit: Unit, module: nn.Module, x: Tensor) -> Tensor:
 
 def _failure(unit: Unit, shape: tuple[int, ...], error: Exception) -> UserError:
     return UserError(
-        f"unit {unit.name!r} fails on an input of shape {shape} ({error}): "
+        f"unit {unit.name!r} fails on an input of shape {shape} ({one_line(str(error), 200)}): "
         "change the unit or the one before it so that the shapes fit"
     )
+
+
+def _check_room(unit: Unit, module: nn.Module, x: Tensor, before: int) -> int:
+    """Refuse a batch whose activations do not fit this machine, before it is run.
+
+    Args:
+        x: (B, ...) input of the unit, of which a few rows are run.
+        before: bytes that the units before it keep.
+
+    Returns:
+        About the bytes that it keeps and sends for the whole batch.
+    """
+    if len(x) <= FEW:
+        return 0
+    few = x[:FEW]
+    try:
+        y, saved = _forward_saving([(unit, module)], few)
+    except UserError:
+        return 0  # the whole batch fails as well, and says so
+    count = (saved + y.numel() * y.element_size()) * len(x) // max(1, len(few))
+    check_fits(
+        before + count,
+        f"what the units up to {unit.name!r} keep for a batch of {len(x):,}",
+        "lower training.batch, or make the network smaller",
+    )
+    return count
 
 
 def _measure(unit: Unit, module: nn.Module, x: Tensor) -> tuple[UnitSize, Tensor]:

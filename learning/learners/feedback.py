@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from learning.bounds import Factor, KeptFrom0, Width
 from learning.errors import NonFiniteLossError
 from learning.learners.base import LearnerSettings, partition_state
+from learning.memory import check_fits
 from learning.messages import InFlight, Key, Message, Post, block_name, feedback_name, outgoing
 from learning.numerics import Numerics, seeded
 from learning.objectives.latents import Family
@@ -21,6 +22,8 @@ from learning.objectives.tables import TableLoss
 from learning.policies.outer import OuterStep
 from learning.policies.update import Updater
 from learning.settings import OptimizerSettings, Settings
+
+FEWER = "use fewer classes, a smaller rule.latent.grid, or a rule without tables"
 
 
 class FeedbackSettings(Settings):
@@ -53,6 +56,9 @@ class FeedbackModule(nn.Module):
         super().__init__()
         self.family, self.shape = family, (classes, units, family.parameters)
         width = units * family.parameters
+        if size is None:  # the labels, one-hot
+            check_fits(4 * classes**2, f"a feedback network for {classes:,} classes", FEWER)
+        check_fits(8 * classes * width, f"a table of {classes:,} rows of {width:,}", FEWER)
         source = classes if size is None else size
         norm = 1.0 if size is None else math.sqrt(size)  # of what feeds the next layer
         layers: list[nn.Module] = [] if size is None else [nn.LayerNorm(size)]

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learning.errors import UserError
+from learning.memory import check_fits
 from learning.policies.subspace import project_
 
+SHORTER = "use shorter rows, or a smaller width"
 _STD = 0.02
 _BASE = 10_000.0
 
@@ -27,6 +29,7 @@ class Rotary(nn.Module):
 
     def __init__(self, context: int, size: int) -> None:
         super().__init__()
+        check_fits(16 * context * size, f"rotary positions of {context:,} tokens", SHORTER)
         frequency = _BASE ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
         angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)
         # Not part of the state: they follow from the settings.
@@ -153,4 +156,5 @@ def initialise(model: nn.Module, depth: int) -> None:
 
 def learned_positions(tokens: int, width: int) -> nn.Parameter:
     """Positions (T, C), to be added to the tokens; drawn like all other weights."""
+    check_fits(8 * tokens * width, f"learned positions of {tokens:,} tokens", SHORTER)
     return nn.Parameter(torch.randn(tokens, width) * _STD)

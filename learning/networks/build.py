@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from learning.errors import UserError
+from learning.memory import building
 from learning.networks.custom import CustomSettings
 from learning.networks.gpt import GPTSettings
 from learning.networks.mlp import MLPSettings
@@ -16,6 +17,7 @@ from learning.networks.resnet import ResNetSettings
 from learning.networks.vgg import VGG8bSettings
 from learning.networks.vit import ViTSettings
 
+TOO_LARGE = "make it smaller, in width or depth, or use a machine with more memory"
 NetworkSettings = Annotated[
     MLPSettings | VGG8bSettings | ResNetSettings | ViTSettings | GPTSettings | CustomSettings,
     Field(discriminator="kind"),
@@ -44,7 +46,8 @@ def build_network(
     """
     if not isinstance(settings, CustomSettings):
         _check_input(settings.kind, input_shape, tokens)
-    with torch.random.fork_rng(devices=[]):
+    what = f"network.kind = {settings.kind} for {classes:,} classes"
+    with building(what, TOO_LARGE), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return settings.build(input_shape, classes)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 from torch import nn
 
-from learning.errors import UserError
+from learning.errors import UserError, named, one_line, shown
 from learning.settings import Settings
 
 
@@ -29,16 +31,34 @@ class CustomSettings(Settings):
         module_name, function = self.factory.split(":")
         try:
             factory = getattr(importlib.import_module(module_name), function)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # a module may raise anything
             raise UserError(
-                f"network.factory = {self.factory!r} cannot be imported ({error}): give "
-                "package.module:function of a module on PYTHONPATH or in the current directory"
+                f"network.factory = {shown(self.factory)} cannot be imported ({_said(error)}): "
+                "give package.module:function of a module on PYTHONPATH or in the current directory"
             ) from error
         try:
             inspect.signature(factory).bind(**self.arguments)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # no function, or one that does not tell
             raise UserError(
-                f"network.factory = {self.factory!r} does not take network.arguments = "
-                f"{self.arguments} ({error}): give it the arguments that it has"
+                f"network.factory = {shown(self.factory)} does not take network.arguments = "
+                f"{shown(dict(self.arguments))} ({_said(error)}): give it the arguments that it has"
             ) from error
-        return factory(**self.arguments)
+        try:
+            return factory(**self.arguments)
+        except UserError:
+            raise
+        except Exception as error:  # and so may a function
+            raise UserError(
+                f"network.factory = {shown(self.factory)} fails ({_said(error)}, "
+                f"{_place(error)}): mend it, or change network.arguments"
+            ) from error
+
+
+def _said(error: Exception) -> str:
+    return one_line(f"{type(error).__name__}: {error}", 120)
+
+
+def _place(error: Exception) -> str:
+    """Where an error was raised: the file and the line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{named(Path(last.filename).name)} line {last.lineno}"

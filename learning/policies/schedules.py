@@ -33,6 +33,8 @@ def learning_rate_factor(schedule: ScheduleSettings, step: int, steps: int) -> f
         passed = sum(step >= round(m * steps) for m in schedule.milestones)
         return schedule.factor**passed
     period, start = max(1, round(schedule.period * steps)), 0
+    if schedule.growth == 1:
+        start = step // period * period
     while step - start >= period:
         start += period
         period *= schedule.growth

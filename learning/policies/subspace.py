@@ -17,11 +17,13 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from learning.memory import check_fits
 from learning.messages import Message
 from learning.numerics import seeded
 from learning.policies.codecs import Codec
 
 _CPU = torch.device("cpu")
+SMALLER = "use a smaller width, or data with fewer words"
 _DEVIATION = 0.02  # of E, that of all embeddings
 
 
@@ -82,6 +84,7 @@ class FixedEmbedding(nn.Module):
     def __init__(self, width: int, rank: int, vocabulary: int) -> None:
         super().__init__()
         self.rank = rank
+        check_fits(8 * width * vocabulary, f"embeddings of {vocabulary:,} words", SMALLER)
         self.register_buffer("table", table(width, vocabulary))
 
     def forward(self, tokens: Tensor) -> Tensor:
