@@ -11,13 +11,13 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from blocklocal.config import RunConfig, dotted, make_config, overlay
 from blocklocal.resuming import recorded, with_absolute_paths
 from learning.credit import Reconcile
 from learning.errors import UserError, one_line
-from learning.fingerprints import module_fingerprint
+from learning.fingerprints import module_fingerprint, preprocessing_fingerprint
 from learning.rules import BLL
 from learning.settings import ConstantSchedule
 from learning.units import Unit
@@ -87,8 +87,11 @@ def fingerprints_of(
     )
 
 
-def made_of(run: RunDirectory) -> Made:
+def made_of(run: RunDirectory, *, warn: bool = True) -> Made:
     """What a run was made with, as its records tell or else the manifest of its last checkpoint.
+
+    Args:
+        warn: on standard error, of a run of which nothing is told.
 
     Raises:
         UserError: for records that are damaged, or a plan that is another one than they tell.
@@ -96,13 +99,14 @@ def made_of(run: RunDirectory) -> Made:
     told = run.fingerprints
     if told is None and (steps := run.checkpoints.steps()):
         told = run.checkpoints.manifest(steps[-1]).fingerprints
-    if told is None:
+    if told is None and warn:
         print(
             f"blocklocal: warning: {run.path} was made by a version that kept no fingerprints: "
             "whether its data, its network and its config.yaml are still those that it was trained "
             "with cannot be checked",
             file=sys.stderr,
         )
+    if told is None:
         return Made(run.path, deciding(make_config(run.config)), None)
     if (found := run.plan.hash()) != told.plan:
         raise UserError(
@@ -251,8 +255,10 @@ def check_checkpoint(made: Made, checkpoint: Checkpoint) -> None:
         )
     if theirs.plan != ours.plan or checkpoint.plan_hash != ours.plan:
         raise UserError(f"{what} is of plan {theirs.plan} and {made.path} of {ours.plan}: {fix}")
+    seen = checkpoint.preprocessing and preprocessing_fingerprint(checkpoint.preprocessing)
     for name, a, b in (
         ("the data", theirs.data, ours.data),
+        ("the preprocessing", seen or {}, {n: ours.data[n] for n in seen or {} if n in ours.data}),
         ("the network", theirs.units, ours.units),
         ("the settings", theirs.configuration, ours.configuration),
     ):
@@ -281,11 +287,11 @@ def with_defaults(configuration: Mapping[str, Any]) -> dict[str, Any]:
 def path_keys(config: RunConfig) -> set[str]:
     """Settings of data that say where they lie."""
     fields = type(config.data).model_fields
-    return {f"data.{name}" for name, field in fields.items() if Path in _members(field.annotation)}
+    return {f"data.{name}" for name, field in fields.items() if _holds_path(field.annotation)}
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
-    return (annotation, *getattr(annotation, "__args__", ()))
+def _holds_path(annotation: Any) -> bool:
+    return annotation is Path or any(map(_holds_path, get_args(annotation)))
 
 
 def short(value: Any) -> str:

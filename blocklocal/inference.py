@@ -13,7 +13,8 @@ from blocklocal.config import RunConfig, load_config, make_config
 from blocklocal.identity import check_data, made_of
 from blocklocal.loading import load_checkpoint
 from learning.data import Batches, Dataset, load_dataset
-from learning.errors import UserError
+from learning.data.preprocessing import Preprocessing
+from learning.errors import UserError, shown
 from learning.fingerprints import data_fingerprint
 from learning.numerics import Numerics
 from learning.prediction import Trained
@@ -43,34 +44,39 @@ def load_run(
         )
     config, trained = load_checkpoint(run, step)
     known = trained.known  # what it was trained to see, not what its rows are normalised by now
-    dataset = load_dataset(config.data)
-    check_data(made_of(run), data_fingerprint(dataset))
-    dataset = replace(dataset, preprocessing=known)
     if words:
         other = load_dataset(load_config(None, words, base=run.config).data)
-        dataset = _in_place_of(dataset, other)
-    return config, dataset, trained
+        return config, _seen_as(other, known), trained
+    dataset = load_dataset(config.data)
+    check_data(made_of(run, warn=False), data_fingerprint(dataset))
+    return config, replace(dataset, preprocessing=known), trained
 
 
-def _in_place_of(own: Dataset, other: Dataset) -> Dataset:
-    """Other data as a network sees them that was trained on its own: normalised by its numbers.
+def _seen_as(data: Dataset, trained: Preprocessing) -> Dataset:
+    """Other data as a network sees them that was trained on its own: prepared as those were.
 
     Raises:
         UserError: when rows or labels are of another kind.
     """
-    kinds = [(d.preprocessing.rows, d.input_shape) for d in (other, own)]
-    if kinds[0] != kinds[1]:
-        rows, shape = kinds[0]
+    here = data.preprocessing
+    if (here.rows, here.input_shape) != (trained.rows, trained.input_shape):
         raise UserError(
-            f"the data have {rows} rows of shape {shape} and the run had {kinds[1][0]} ones of "
-            f"{kinds[1][1]}: evaluate it on data of its own kind"
+            f"the data have {here.rows} rows of shape {here.input_shape} and the run had "
+            f"{trained.rows} ones of {trained.input_shape}: evaluate it on data of its own kind"
         )
-    if other.classes > own.classes:
+    if here.classes > trained.classes:
         raise UserError(
-            f"the data have {other.classes} classes and the network knows {own.classes}: evaluate "
-            "it on data of those"
+            f"the data have {here.classes} classes and the network knows {trained.classes}: "
+            "evaluate it on data of those"
         )
-    return replace(other, preprocessing=own.preprocessing)
+    for name in ("class_names", "vocabulary"):
+        names = getattr(here, name), getattr(trained, name)
+        if None not in names and names[0] != names[1]:
+            raise UserError(
+                f"the data number {name} as {shown(names[0])} and the run as {shown(names[1])}: "
+                "evaluate it on data that number them alike"
+            )
+    return replace(data, preprocessing=trained)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import xxhash
 from torch import Tensor, nn
 
 from learning.data.datasets import Dataset
+from learning.data.preprocessing import Preprocessing
 
 _PIECE = 1 << 22  # bytes hashed at a time: memory mapped rows need not be in memory together
 _LONGEST = 80  # letters of a module that is told as it is
@@ -26,25 +27,25 @@ def data_fingerprint(dataset: Dataset) -> dict[str, str]:
         By name of the part the hash of its type, shape and bytes (`train rows`, `test labels`, ...)
         or of what it says (`mean`, `classes` and whatever else `Preprocessing` has).
     """
-    parts: dict[str, str] = {}
+    told: dict[str, str] = {}
     for name in ("train", "validation", "test"):
         split = dataset.split(name)
         rows = split.chunks(_PIECE // split.dtype.itemsize)
-        parts[f"{name} rows"] = _hash(split.dtype, (len(split), *split.row_shape), rows)
-        parts[f"{name} labels"] = _hash(split.y.dtype, split.y.shape, [split.y])
-    told = dataset.preprocessing.model_dump(mode="json")
+        told[f"{name} rows"] = _hash(split.dtype, (len(split), *split.row_shape), rows)
+        told[f"{name} labels"] = _hash(split.y.dtype, split.y.shape, [split.y])
+    return {**told, **preprocessing_fingerprint(dataset.preprocessing)}
+
+
+def preprocessing_fingerprint(preprocessing: Preprocessing) -> dict[str, str]:
+    """The part of it that tells what a network sees of rows, by field."""
     return {
-        **parts,
-        **{
-            name: xxhash.xxh3_64_hexdigest(json.dumps(value).encode())
-            for name, value in told.items()
-        },
+        name: xxhash.xxh3_64_hexdigest(json.dumps(value).encode())
+        for name, value in preprocessing.model_dump(mode="json").items()
     }
 
 
-def _hash(dtype: np.dtype, shape: tuple[int, ...], pieces: Iterable[np.ndarray]) -> str:
-    """Hash an array that comes in pieces along its first axis."""
-    digest = xxhash.xxh3_128(f"{dtype.name}{shape}".encode())
+def _hash(dtype: np.dtype, shape: Iterable[int], pieces: Iterable[np.ndarray]) -> str:
+    digest = xxhash.xxh3_128(f"{dtype.name}{tuple(shape)}".encode())
     for piece in pieces:
         # As bytes in C order, whatever the order in memory.
         digest.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)

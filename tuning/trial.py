@@ -116,4 +116,5 @@ def copy_checkpoint(source: Checkpoints, step: int, to: Path) -> None:
         rule=found.rule,
         metrics=found.metrics,
         fingerprints=found.fingerprints,
+        preprocessing=found.preprocessing,
     )
