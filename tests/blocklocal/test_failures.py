@@ -28,6 +28,7 @@ from tests.blocklocal.helpers import (
     sentence,
     state_of,
 )
+from tests.tuning.clock import no_waits
 from tuning.store import Store
 
 Capture = pytest.CaptureFixture[str]
@@ -84,8 +85,9 @@ def test_training_outlives_mlflow_and_sends_what_waits_later(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        no_waits(patch)
         patch.setattr(Store, "deliver", _fail("http://me:secret@host is gone"))
-        words = [*WORDS, "tracking.enabled=true", "tracking.patience=0.1"]
+        words = [*WORDS, "tracking.enabled=true", "tracking.patience=600"]
         assert cli.main(["train", *words]) == 0
     said = [r.message for r in caplog.records if r.name.startswith(("tuning", "blocklocal"))]
     first, last = said
@@ -113,8 +115,9 @@ def test_what_waits_is_not_sent_while_nobody_answers(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
+        no_waits(patch)
         patch.setattr(Store, "deliver", _fail("gone"))
-        words = [*WORDS, "tracking.enabled=true", "tracking.patience=0"]
+        words = [*WORDS, "tracking.enabled=true", "tracking.patience=600"]
         assert cli.main(["train", *words]) == 0
         capsys.readouterr()
         said = sentence(capsys, "track", "run")

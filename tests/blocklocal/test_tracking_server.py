@@ -13,6 +13,7 @@ from blocklocal import cli
 from blocklocal.observers import TrackingObserver
 from orchestrator.events import Metrics
 from tests.blocklocal.helpers import SMALL, command, metrics_of, state_of
+from tests.tuning.clock import no_waits
 from tests.tuning.server import Server
 from tuning import courier
 
@@ -38,7 +39,7 @@ def leaves_at(step: int, server: Server, monkeypatch: pytest.MonkeyPatch) -> Non
             sender = observer._tracker._courier
             assert sender is not None
             with sender._state:
-                assert sender._state.wait_for(lambda: not sender.spool.waiting, 60)
+                assert sender._state.wait_for(lambda: not sender.spool.waiting, 600)
             server.stop()
 
     monkeypatch.setattr(TrackingObserver, "stepped", then)
@@ -54,8 +55,9 @@ def test_a_run_outlives_its_server_and_tells_it_all_later(
     monkeypatch.setattr(courier, "BATCH_SECONDS", 0.02)
     leaves_at(10, server, monkeypatch)
     run = tmp_path / "run"
-    words = [*SMALL, "tracking.enabled=true", "tracking.patience=0.5", f"run.directory={run}"]
-    with caplog.at_level(logging.WARNING):
+    words = [*SMALL, "tracking.enabled=true", "tracking.patience=600", f"run.directory={run}"]
+    with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
+        no_waits(patch)
         assert cli.main(["train", *words, f"tracking.uri={server.uri}"]) == 0
     assert state_of(run)["status"] == "finished"
     assert f"send them with blocklocal track {run}" in caplog.text
@@ -81,8 +83,9 @@ def test_the_next_resume_sends_what_waits(
 ) -> None:
     monkeypatch.setattr(courier, "BATCH_SECONDS", 0.02)
     run = tmp_path / "run"
-    words = [*SMALL, "tracking.enabled=true", "tracking.patience=0.1", f"run.directory={run}"]
+    words = [*SMALL, "tracking.enabled=true", "tracking.patience=600", f"run.directory={run}"]
     with monkeypatch.context() as patch:
+        no_waits(patch)
         leaves_at(10, server, patch)
         assert cli.main(["train", *words, f"tracking.uri={server.uri}"]) == 0
     server.start()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.tuning.clock import PATIENCE
 from tests.tuning.server import Server
 from tuning import tracking
 from tuning.tracker import Tracker
@@ -88,7 +89,7 @@ def make(place: Path) -> Make:
         queue: str = "run/tracking",
         **settings: Any,
     ) -> Tracker:
-        chosen = TrackingSettings(**settings)
+        chosen = TrackingSettings(**{"patience": PATIENCE, **settings})
         tracker = Tracker(chosen, place, place / queue, parameters or {}, tags or {}, run_id)
         try:
             tracker.wait()

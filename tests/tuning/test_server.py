@@ -10,6 +10,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from torch import nn
 
+from tests.tuning.clock import PATIENCE, no_waits
 from tests.tuning.server import Server
 from tuning import courier
 from tuning.courier import Courier
@@ -29,7 +30,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
 
 
-def _sweep(place: Path, server: Server, patience: float = 20.0) -> SweepTracker:
+def _sweep(place: Path, server: Server, patience: float = PATIENCE) -> SweepTracker:
     settings = TrackingSettings(uri=server.uri, patience=patience)
     queue = place / "sweep/tracking"
     tags = {"rule": "local"}
@@ -104,14 +105,18 @@ def test_a_server_that_comes_back_gets_everything_once(
 
 
 def test_a_server_that_stays_away_leaves_a_queue_that_is_sent_later(
-    place: Path, server: Server, caplog: pytest.LogCaptureFixture
+    place: Path,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    sweep = _sweep(place, server, patience=0.2)
+    sweep = _sweep(place, server)
     server.stop()
     assert sweep.start_trial("first", {"lr": 0.1}, {}).endswith("first")
     _log(sweep, "first", DOWN)
     sweep.end_trial("first", "FINISHED")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
+        no_waits(patch)
         sweep.end("FINISHED")
     assert f"records for MLflow at {server.uri} wait in" in caplog.text
     assert f"blocklocal track {place / 'sweep'}" in caplog.text

@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from learning.errors import UserError
+from tests.tuning.clock import no_waits
 from tests.tuning.conftest import Make
 from tests.tuning.reading import SEND, all_sent, client_of, history
 from tuning import courier
@@ -57,13 +58,14 @@ def test_training_does_not_wait_for_a_send_that_hangs(
 def test_what_fails_waits_on_disk_and_is_sent_later(
     make: Make, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = make(patience=0.2)
+    tracker = make()
     all_sent(tracker)
 
     def fail(*_: Any, **__: Any) -> None:
         raise MlflowException("http://me:secret@host is gone")
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        no_waits(patch)
         patch.setattr(MlflowClient, "log_batch", fail)
         tracker.log_metrics(0, {"a": 1.0})
         tracker.log_metrics(1, {"a": 2.0})
@@ -134,9 +136,10 @@ def test_a_queue_in_which_mlflow_was_never_reached_starts_the_run(
 def test_a_queue_is_not_sent_to_an_mlflow_without_its_run(
     make: Make, place: Path, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = make(patience=0)
+    tracker = make()
     all_sent(tracker)
     with monkeypatch.context() as patch:
+        no_waits(patch)
         patch.setattr(MlflowClient, "log_batch", lambda *_, **__: 1 / 0)
         tracker.log_metrics(0, {"a": 1.0})
         assert tracker.end() == 2
@@ -157,9 +160,10 @@ def test_files_that_cannot_be_kept_let_everything_else_go_first(
     def fail(*_: Any, **__: Any) -> None:
         raise ModuleNotFoundError("No module named 'boto3'")
 
-    tracker = make(patience=0.3)
+    tracker = make()
     ledger, network = tracker._ledger, nn.Sequential(nn.Linear(3, 2))
     with monkeypatch.context() as patch:
+        no_waits(patch)
         patch.setattr(MlflowClient, "log_artifact", fail)
         patch.setattr(MlflowClient, "log_model_artifacts", fail)
         tracker.log_artifact(place / "mine.txt")
