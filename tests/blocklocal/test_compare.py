@@ -180,7 +180,7 @@ def test_damaged_records(capsys: Capture, study: Path) -> None:
 
 
 def test_a_run_that_fails(capsys: Capture, here: Path) -> None:
-    wild = ["optimizer.kind=sgd", "optimizer.lr=1e30", "rule.kind=backprop"]
+    wild = ["optimizer.kind=sgd", "optimizer.lr=1e6", "rule.kind=backprop"]
     write_study(here, rules=TINY["rules"] | {"wild": wild}, seeds=[0])
     assert cli.main(["compare", "study.yaml"]) == 1
     said = capsys.readouterr()

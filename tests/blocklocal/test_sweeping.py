@@ -59,7 +59,7 @@ def test_a_lost_trial_goes_on_and_a_failed_one_stops_nobody(
     }
     tree = {**SMALL, "network": network, "blocks": {"at": ["4"]}}
     path = write(
-        {**tree, "space": {"optimizer.lr": {"grid": [0.01, 1e30]}}},
+        {**tree, "space": {"optimizer.lr": {"grid": [0.01, 1e6]}}},
         optimizer={"kind": "sgd", "lr": 0.1},
         sweep={"trials": 2, "parallel": 1},
     )

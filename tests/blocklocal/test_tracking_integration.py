@@ -134,7 +134,7 @@ def test_a_resumed_run_goes_on_in_the_same_one(finished: Path) -> None:
 
 def test_a_failed_run_is_failed(finished: Path) -> None:
     path = finished.parent / "failed"
-    assert cli.main(["train", *WORDS, "optimizer.lr=1e30", f"run.directory={path}"]) == 2
+    assert cli.main(["train", *WORDS, "optimizer.lr=1e6", f"run.directory={path}"]) == 2
     client, run = _tracked(path)
     assert run.info.status == "FAILED"
     history = client.get_metric_history(run.info.run_id, "train/block1/loss")

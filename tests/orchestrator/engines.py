@@ -239,7 +239,7 @@ def free_cpus() -> float:
     return ray.available_resources().get("CPU", 0.0)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 300.0) -> bool:
     """Whether a condition comes true: Ray counts resources with a delay."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -14,9 +14,11 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import ray
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
@@ -25,9 +27,10 @@ from ray.core.generated.autoscaler_pb2 import (
     DrainNodeReason,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
+import orchestrator.elasticity
 import orchestrator.rebalancing
 import orchestrator.stream
-from actors.operations import Operation
+from actors.operations import Span
 from learning.learners.feedback import FeedbackSettings
 from learning.rules import BLL, Backprop, Local, Rule
 from orchestrator.chain import Chain
@@ -35,6 +38,7 @@ from orchestrator.engine import RayEngine
 from orchestrator.events import Changed, Event, StepDone
 from orchestrator.lane_settings import LaneSettings
 from orchestrator.program import Calendar
+from orchestrator.rebalancing import Rebalancer
 from tests.orchestrator.engines import (
     EVALUATION_BATCH,
     Case,
@@ -57,7 +61,7 @@ HEALTH = {
     "health_check_failure_threshold": 3,
 }
 EVERY = 200  # steps between snapshots
-STEPS = {"kill": 800, "grow": 1200, "drain": 800, "rebalance": 600}
+STEPS = {"kill": 800, "grow": 1200, "drain": 800, "rebalance": 800}
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class So:
     step: int
     changes: int
     snapshots: int
+    moving: bool
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,8 @@ class Scene:
                 events.append(event)
                 if acts and isinstance(event, StepDone):
                     changed = sum(isinstance(e, Changed) for e in events)
-                    if acts[0].when(So(event.step, changed, len(keeper.states))):
+                    moving = engine._elasticity._move is not None
+                    if acts[0].when(So(event.step, changed, len(keeper.states), moving)):
                         acts.popleft().do(engine)
             assert not acts, f"the run was over before {len(acts)} things could be done"
             where = {a.name: a.identity.node for a in engine._chain.actors if a.identity}
@@ -203,7 +209,7 @@ def grow(scene: Scene) -> dict[str, Any]:
             elasticity.look()
             return elasticity._growth is not None and elasticity._growth.is_ready()
 
-        assert eventually(ready, 60)
+        assert eventually(ready)
 
     def drains(engine: RayEngine) -> None:
         scene.drain(scene.nodes[0])
@@ -236,7 +242,7 @@ def drain(scene: Scene) -> dict[str, Any]:
             elasticity.look()
             return elasticity._move is not None and elasticity._move.arrival.is_ready()
 
-        assert eventually(ready, 60)
+        assert eventually(ready)
 
     return scene.follow(LaneSettings(), [Act(at(300), drains)])
 
@@ -251,26 +257,38 @@ def rebalance(scene: Scene) -> dict[str, Any]:
         elasticity = engine._elasticity
         elasticity.ask_to_move(engine._chain.lanes[0], [3], "because of a test", "127.0.0.4")
         move = elasticity._move
-        assert move is not None and eventually(move.arrival.is_ready, 60)
+        assert move is not None and eventually(move.arrival.is_ready)
 
     def slow(engine: RayEngine) -> None:
-        (block2,) = (a for a in engine._chain.actors if a.name == "block2")
-        ray.get(block2.handle.__ray_call__.remote(_dawdle))
+        milliseconds[2] = 100
 
-    acts = [Act(at(20), named), Act(lambda so: so.changes == 1, slow)]
-    # Twice and a half its share: block 1, which makes the batches, is not slow for that.
-    return scene.follow(LaneSettings(), acts, rebalance=1.5)
+    def arrives(engine: RayEngine) -> None:
+        move = engine._elasticity._move
+        assert move is not None and eventually(move.arrival.is_ready)
+
+    milliseconds = {1: 1, 2: 1, 3: 1}
+    with _taking(milliseconds):
+        acts = [
+            Act(at(20), named),
+            Act(lambda so: so.changes == 1, slow),
+            Act(lambda so: so.moving, arrives),
+        ]
+        # Twice and a half its share: block 1, which makes the batches, is not slow for that.
+        return scene.follow(LaneSettings(), acts, rebalance=1.5)
 
 
-def _dawdle(shell: Any) -> None:
-    """Let an actor take longer for each of its operations, as on a node that is busy."""
-    execute = shell._executor.execute
+@contextmanager
+def _taking(milliseconds: Mapping[int, int]) -> Iterator[None]:
+    """Let the blocks have taken so long for each operation, whatever they took on this machine."""
+    note = Rebalancer.note
 
-    def slowly(op: Operation) -> None:
-        time.sleep(0.01)
-        execute(op)
+    def noted(watch: Rebalancer, block: int, spans: Sequence[Span]) -> None:
+        took = milliseconds[block] * 10**6
+        alike = [s._replace(started=0, ended=took, waited=0, blocked=0) for s in spans]
+        note(watch, block, alike)
 
-    shell._executor.execute = slowly
+    with mock.patch.object(Rebalancer, "note", noted):
+        yield
 
 
 SCENES = {"kill": kill, "grow": grow, "drain": drain, "rebalance": rebalance}
@@ -280,6 +298,7 @@ def main(what: str, rule: str) -> None:
     # So that there are few steps between what happens and what follows, however busy the machine.
     orchestrator.stream.CHUNK_SECONDS = 0.05
     orchestrator.rebalancing.LEAST_SECONDS = 0.0
+    orchestrator.elasticity.ROOM_SECONDS = 1e6  # there is room, which Ray finds when it does
     scene = Scene(rule, steps=STEPS[what], shards=4 if what in ("grow", "rebalance") else 1)
     try:
         ray.init(address=scene.cluster.address, log_to_driver=False)

@@ -6,7 +6,6 @@ import pytest
 
 from tuning import courier
 
-
 PATIENCE = 600.0
 """Of runs and sweeps: seconds that no verdict depends on."""
 
