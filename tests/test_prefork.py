@@ -19,7 +19,7 @@ class _Worker:
 
 def test_a_worker_is_a_fork_that_has_pytorch_and_ends_when_it_is_killed(ray_cluster: None) -> None:
     actor = ray.remote(num_cpus=0)(_Worker).remote()
-    number, had_pytorch = ray.get(actor.about.remote(), timeout=120)
+    number, had_pytorch = ray.get(actor.about.remote(), timeout=600)
     assert had_pytorch
     process = psutil.Process(number)
     parent = process.parent()

@@ -15,8 +15,6 @@ from tests.actors.channels import CPU, SECRET, Told, message
 
 LARGE = 4 * 2**20  # float32 values: 16 MiB, more than a socket's buffers hold
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.mark.parametrize("window", [None, 4])
 def test_messages_are_found_by_key_in_any_order(
@@ -43,11 +41,11 @@ def test_full_window_holds_the_sender_back_until_a_message_is_taken(
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
-    assert waiting.wait(30)
+    assert waiting.wait(300)
     assert sent == [0, 1]
     for step in range(4):
         assert mailbox.take(Key("x", step))["x"][0] == step
-    thread.join(30)
+    thread.join(300)
     assert sent == [0, 1, 2, 3]
     assert sender.blocked_ns > 0
 
@@ -77,7 +75,7 @@ def test_both_sides_may_send_more_than_the_sockets_hold_at_once(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
     assert mailbox.take(Key("x", 0))["x"].sum() == LARGE
     assert others.take(Key("x", 0))["x"].sum() == 2 * LARGE
 

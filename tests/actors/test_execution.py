@@ -167,13 +167,13 @@ def test_waiting_for_a_message_and_for_room_are_told_apart() -> None:
     executor.channels = {"block2": Wire(blocks=123)}
 
     def deliver() -> None:
-        assert waiting.wait(30)
+        assert waiting.wait(300)
         mailbox.put(Key("x", 0, 0), {"x": x, "y": y})
 
     thread = threading.Thread(target=deliver, daemon=True)
     thread.start()
     (late,) = executor.run([Operation(Kind.FORWARD, 0, 0)]).spans
-    thread.join(30)
+    thread.join(300)
     assert 0 < late.waited <= late.ended - late.started
     assert late.blocked == 123
     mailbox.put(Key("x", 0, 1), {"x": x, "y": y})

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from actors import frames
 from learning.messages import Key
 
-pytestmark = pytest.mark.timeout(60)
-
 ARRAYS = st.dictionaries(
     st.sampled_from(["x", "y", "gradient", "d:bfloat16"]),
     st.builds(

@@ -35,10 +35,10 @@ def test_a_killer_kills_each_victim_once_and_ends() -> None:
         # It is also told of those that it has killed, as long as nobody has waited for them.
         thread = killer.Killer([0.0, 0.01, 0.02], 0, lambda: victims)
         thread.start()
-        thread.join(20)
+        thread.join(300)
         assert not thread.is_alive()
         assert {kill.processes for kill in thread.kills} == {(p.pid,) for p in processes}
-        assert [process.wait(20) for process in processes] == [-9, -9, -9]
+        assert [process.wait(300) for process in processes] == [-9, -9, -9]
     finally:
         for process in processes:
             process.kill()
@@ -56,7 +56,7 @@ def test_a_killer_without_victims_waits_until_it_is_stopped() -> None:
     thread.stop()  # before it is started: nothing to wait for
     thread = killer.Killer([0.0], 0, nobody)
     thread.start()
-    assert asked.wait(20)
+    assert asked.wait(300)
     thread.stop()
     assert not thread.is_alive() and thread.kills == []
 

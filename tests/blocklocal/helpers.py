@@ -74,7 +74,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
 def script(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the installed `blocklocal` in a process of its own."""
     return subprocess.run(
-        [str(SCRIPT), *words], cwd=cwd, capture_output=True, text=True, timeout=200
+        [str(SCRIPT), *words], cwd=cwd, capture_output=True, text=True, timeout=600
     )
 
 

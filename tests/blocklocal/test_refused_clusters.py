@@ -52,7 +52,7 @@ def test_no_token_and_another_one(tmp_path: Path) -> None:
         connect(address, **{"RAY_AUTH_MODE": "token", **changed}) for changed in cases.values()
     ]
     for said, process in zip(cases, started, strict=True):
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=600)
         where = f"blocklocal: the Ray cluster at engine.address = '{address}'"
         assert error == f"{where} {said}\n"
         assert process.returncode == 2

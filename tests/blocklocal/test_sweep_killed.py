@@ -17,8 +17,6 @@ import yaml
 from tests.blocklocal.helpers import SCRIPT
 from tuning.tune_state import KEPT, STATE, Keeper, restore_state
 
-pytestmark = pytest.mark.timeout(240)
-
 SWEEP = {
     "run": {"name": "killed"},
     "network": {"kind": "mlp", "widths": [64, 64]},
@@ -47,7 +45,7 @@ def tune(here: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -80,7 +78,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     before = {run: (run / "metrics.jsonl").read_bytes() for run in finished}
 
     process = tune(tmp_path, "--resume", "swept")
-    said = process.communicate(timeout=200)[0]
+    said = process.communicate(timeout=600)[0]
     assert process.returncode == 0, said
     rows = list(csv.DictReader((tmp_path / "swept/trials.csv").open()))
     assert [row["trial"] for row in rows] == ["0", "1", "2", "3"]

@@ -228,7 +228,7 @@ def handles(engine: RayEngine) -> dict[str, Any]:
 def is_dead(handle: Any) -> bool:
     """Whether an actor has ended; waits for its end, or for it to answer."""
     try:
-        ray.get(handle.identify.remote(), timeout=30)
+        ray.get(handle.identify.remote(), timeout=600)
     except RayActorError:
         return True
     return False

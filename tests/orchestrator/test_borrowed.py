@@ -32,7 +32,7 @@ CASE = Case(BLL(feedback=FeedbackSettings(kind="direct")), at=("layer3",), cpus=
 @contextmanager
 def group_of(*bundles: float) -> Iterator[PlacementGroup]:
     group = placement_group([{"CPU": cpus} for cpus in bundles])
-    assert group.wait(30)
+    assert group.wait(300)
     try:
         yield group
     finally:

@@ -36,7 +36,7 @@ from tests.orchestrator.engines import (
     start_ray,
 )
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 PLAIN = MLPSettings(widths=(12, 8), normalization="none")
 

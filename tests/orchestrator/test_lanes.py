@@ -21,7 +21,7 @@ from tests.orchestrator.changing import (
     wait_for_growth,
 )
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster", "step_a_chunk"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("ray_cluster", "step_a_chunk")
 Start = Callable[..., RayEngine]
 
 

@@ -29,7 +29,7 @@ from tests.orchestrator.changing import (
 from tests.orchestrator.engines import Case, eventually
 from tests.orchestrator.incidents import ANY_STEP, Fault, Keeper, by_name
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster", "step_a_chunk"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("ray_cluster", "step_a_chunk")
 Start = Callable[..., RayEngine]
 
 

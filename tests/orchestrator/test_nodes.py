@@ -13,8 +13,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
-pytestmark = pytest.mark.timeout(1200)
-
 
 def scene(what: str, rule: str) -> dict[str, Any]:
     done = subprocess.run(

@@ -39,7 +39,7 @@ from tests.orchestrator.engines import (
 )
 from tests.orchestrator.incidents import Fault, Keeper
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 Start = Callable[[Case, int, int], RayEngine]
 

@@ -30,7 +30,7 @@ from tests.orchestrator.engines import (
 from tests.orchestrator.incidents import Fault, Keeper, State, by_name, run_with
 from tests.orchestrator.processes import Processes
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 CASES = {
     "backprop": Case(Backprop(order="1f1b"), shards=2),

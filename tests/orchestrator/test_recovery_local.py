@@ -25,7 +25,7 @@ from tests.orchestrator.engines import BATCH, CALENDAR, STEPS, Case, told
 from tests.orchestrator.incidents import Fault, Keeper, State, by_name
 from tests.orchestrator.processes import Processes
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 # Without running statistics, which a forward pass of a step that is given up has changed already.
 NET = MLPSettings(widths=(12, 8, 10), normalization="layer")

@@ -64,7 +64,7 @@ def go(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     write, go = LocalStorage.write, threading.Event()
 
     def slow(storage: LocalStorage, name: str, chunks: Iterable[Chunk], size: int) -> None:
-        assert go.wait(30)
+        assert go.wait(300)
         if sys.platform == "linux":
             assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 19
         write(storage, name, chunks, size)

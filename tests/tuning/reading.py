@@ -20,7 +20,7 @@ def all_sent(tracker: Tracker) -> None:
     sender = tracker._courier
     assert sender is not None
     with sender._state:
-        assert sender._state.wait_for(lambda: not sender.spool.waiting, 60)
+        assert sender._state.wait_for(lambda: not sender.spool.waiting, 300)
 
 
 def history(place: Path, run_id: str | None, name: str) -> list[tuple[int, float]]:

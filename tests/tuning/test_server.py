@@ -45,7 +45,7 @@ def _courier(sweep: SweepTracker) -> Courier:
 def _until_it_fails(sweep: SweepTracker) -> None:
     sender = _courier(sweep)
     with sender._state:
-        assert sender._state.wait_for(lambda: sender._failure is not None, 60)
+        assert sender._state.wait_for(lambda: sender._failure is not None, 300)
 
 
 def _read(place: Path, sweep: SweepTracker) -> tuple[MlflowClient, dict[str, str]]:
