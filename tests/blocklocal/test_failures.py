@@ -28,7 +28,7 @@ from tests.blocklocal.helpers import (
     sentence,
     state_of,
 )
-from tests.tuning.clock import no_waits
+from tests.clock import no_waits
 from tuning.store import Store
 
 Capture = pytest.CaptureFixture[str]

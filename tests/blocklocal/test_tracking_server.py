@@ -13,7 +13,7 @@ from blocklocal import cli
 from blocklocal.observers import TrackingObserver
 from orchestrator.events import Metrics
 from tests.blocklocal.helpers import SMALL, command, metrics_of, state_of
-from tests.tuning.clock import no_waits
+from tests.clock import no_waits
 from tests.tuning.server import Server
 from tuning import courier
 

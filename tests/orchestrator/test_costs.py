@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -26,6 +25,7 @@ from learning.units import Unit
 from orchestrator.costs import Costs, measure_costs
 from orchestrator.dependencies import needs, programs
 from orchestrator.gathered import Sent
+from tests.clock import Clock
 from tests.orchestrator.engines import BATCH, Case
 from tests.orchestrator.test_engine_exactness import CASES
 
@@ -117,20 +117,22 @@ def test_a_rare_phase_is_measured() -> None:
     assert costs.operations["block1", Kind.ASSESS].seconds > 0
 
 
-class _Slow(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        time.sleep(0.02)
-        return x * 1.0
+def test_time_is_that_of_the_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("orchestrator.profile.time", clock)
 
+    class Slow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            clock.sleep(0.02)
+            return x * 1.0
 
-def test_time_is_that_of_the_operation() -> None:
     case = Case(Local(), PLAIN)
     program, _, blocks = case.build()
-    blocks[1].append(Unit("slow", _Slow()))
+    blocks[1].append(Unit("slow", Slow()))
     costs = measure_costs(program, blocks, batches(case), threads=1, repeats=3)
-    assert costs.operations["block2", Kind.FORWARD].seconds >= 0.02
+    assert costs.operations["block2", Kind.FORWARD].seconds == pytest.approx(0.02)
     waits = costs.operations["block3", Kind.FORWARD].seconds  # what it waited for is not its own
-    assert waits < 0.02
+    assert waits == 0.0
 
 
 def test_nothing_of_the_user_changes() -> None:

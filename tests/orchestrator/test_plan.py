@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +16,7 @@ from learning.errors import UserError
 from learning.units import Unit, units_of
 from orchestrator.plan import BlockPlan, Plan, human_bytes
 from orchestrator.planning import BlocksSettings, make_plan
+from tests.clock import Clock
 
 X = torch.zeros(16, 8)
 
@@ -71,25 +71,25 @@ def test_balanced_by_memory() -> None:
 
 
 class _Sleep(nn.Module):
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, clock: Clock, seconds: float) -> None:
         super().__init__()
-        self.seconds = seconds
+        self._sleep = lambda: clock.sleep(seconds)  # copies of a module share the clock
 
     def forward(self, x: Tensor) -> Tensor:
-        time.sleep(self.seconds)
+        self._sleep()
         return x * 1.0
 
 
 @pytest.mark.parametrize("profile", [True, False])
-def test_balanced_by_time_always_profiles(profile: bool) -> None:
-    units = [Unit(f"u{i}", _Sleep(s)) for i, s in enumerate([0.005, 0.005, 0.005, 0.03])]
+def test_balanced_by_time_always_profiles(profile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("orchestrator.profile.time", clock)
+    units = [Unit(f"u{i}", _Sleep(clock, s)) for i, s in enumerate([1.0, 1.0, 1.0, 6.0])]
     settings = BlocksSettings(count=2, balance="time")
     plan = make_plan(units, settings, X, profile=profile)
     assert [b.units for b in plan.blocks] == [("u0", "u1", "u2"), ("u3",)]
     shares = [b.time_share for b in plan.blocks]
-    assert shares[0] is not None and shares[1] is not None
-    assert sum(s for s in shares if s is not None) == pytest.approx(1)
-    assert shares[1] > shares[0] > 0.1
+    assert shares == pytest.approx([1 / 3, 2 / 3])
 
 
 @pytest.mark.parametrize("balance", ["time", "memory", "parameters"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from orchestrator.profile import (
     measure_units,
     profile_units,
 )
+from tests.clock import Clock
 
 
 def _convnet() -> nn.Sequential:
@@ -92,35 +92,43 @@ def test_nothing_is_changed() -> None:
     assert all(p.grad is not None and bool((p.grad == 7).all()) for p in model.parameters())
 
 
-class _Slow(nn.Module):
-    """Sleeps in the forward pass and twice as long in the backward pass."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        time.sleep(0.01)
-        y = x * 2
-        y.register_hook(lambda grad: time.sleep(0.02))
-        return y
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What units are measured by: it goes on where they sleep."""
+    clock = Clock()
+    monkeypatch.setattr("orchestrator.profile.time", clock)
+    return clock
 
 
-def test_times_are_attributed_to_unit_and_pass() -> None:
-    units = [Unit("fast", nn.Identity()), Unit("slow", _Slow())]
+def test_times_are_attributed_to_unit_and_pass(clock: Clock) -> None:
+    """To one that sleeps in the forward pass and twice as long in the backward pass."""
+
+    class Slow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            clock.sleep(0.01)
+            y = x * 2
+            y.register_hook(lambda grad: clock.sleep(0.02))
+            return y
+
+    units = [Unit("fast", nn.Identity()), Unit("slow", Slow())]
     with torch.no_grad():  # the caller's mode must not matter
         fast, slow = profile_units(units, torch.zeros(2, 2))
-    assert slow.forward_seconds >= 0.01 and slow.backward_seconds >= 0.02
-    assert 0 < fast.forward_seconds < 0.01 and fast.backward_seconds < 0.01
+    assert slow.forward_seconds == pytest.approx(0.01)
+    assert slow.backward_seconds == pytest.approx(0.02)
+    assert fast.forward_seconds == fast.backward_seconds == 0.0
 
 
-def test_the_median_ignores_warm_up_and_outlier() -> None:
+def test_the_median_ignores_warm_up_and_outlier(clock: Clock) -> None:
     calls: list[bool] = []
 
     class Uneven(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             calls.append(self.training)
-            time.sleep(0.05 if len(calls) in (1, 3) else 0)  # the warm-up and one of three runs
+            clock.sleep(9.0 if len(calls) in (1, 3) else 1.0)  # the warm-up and one of three runs
             return x
 
     (profile,) = profile_units([Unit("u", Uneven())], torch.zeros(2, 2), repeats=3)
-    assert profile.forward_seconds < 0.04
+    assert profile.forward_seconds == pytest.approx(1.0)
     assert len(calls) == 1 + 3 + 1 and all(calls)  # warm-up, three runs, one to count memory
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.tuning.clock import PATIENCE
+from tests.clock import PATIENCE
 from tests.tuning.server import Server
 from tuning import tracking
 from tuning.tracker import Tracker

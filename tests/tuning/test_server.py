@@ -10,7 +10,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from torch import nn
 
-from tests.tuning.clock import PATIENCE, no_waits
+from tests.clock import PATIENCE, no_waits
 from tests.tuning.server import Server
 from tuning import courier
 from tuning.courier import Courier

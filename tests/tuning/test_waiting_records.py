@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from learning.errors import UserError
-from tests.tuning.clock import no_waits
+from tests.clock import no_waits
 from tests.tuning.conftest import Make
 from tests.tuning.reading import SEND, all_sent, client_of, history
 from tuning import courier
