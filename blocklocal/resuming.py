@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from blocklocal.config import RunConfig
+from learning.data import Dataset
 from learning.errors import UserError
+from orchestrator.checkpoint_reader import Checkpoint
 from orchestrator.rundir import RunDirectory
 from orchestrator.storage import absolute
 
@@ -56,6 +58,26 @@ def check_given(run: RunDirectory, old: RunConfig, *, in_python: bool) -> None:
         raise UserError(
             f"{run.path} was trained with data and network of its settings: go on with "
             "blocklocal train --resume"
+        )
+
+
+def check_rows(found: Checkpoint, dataset: Dataset, where: object) -> None:
+    """Check that a checkpoint was trained on the rows that its data give now.
+
+    Args:
+        where: it is from.
+
+    Raises:
+        UserError: for one that keeps no preprocessing, unless its rows are the same nonetheless.
+    """
+    images = len(dataset.input_shape) == 3
+    if found.preprocessing is None and not dataset.tokens:
+        if images and len(dataset.validation) == 0:
+            return
+        what = "held out other rows" if images else "normalised flat rows by one mean of all"
+        raise UserError(
+            f"checkpoint {found.step} of {where} was written by a version that {what}: go on with "
+            "that version, which version.json names, or start a new run"
         )
 
 

@@ -20,7 +20,7 @@ from blocklocal.gauges import RayMetrics
 from blocklocal.identity import Made, check_checkpoint
 from blocklocal.observers import TrackingObserver
 from blocklocal.preparation import Prepared
-from blocklocal.resuming import recorded, start_of
+from blocklocal.resuming import check_rows, recorded, start_of
 from blocklocal.signals import handled
 from blocklocal.starting import beginning
 from blocklocal.tracked_files import files_of, report_of
@@ -166,6 +166,7 @@ def resume(
             )
         if found is not None and start:
             check_checkpoint(made, found)
+            check_rows(found, prepared.dataset, run.path)
             blocks = prepared.plan.units_of_blocks(prepared.units)
             check_state(prepared.program, blocks, found.state, start, run.path)
         elif found is not None:

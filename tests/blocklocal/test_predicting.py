@@ -185,6 +185,8 @@ def test_checkpoints_of_before_are_read_and_do_not_guess(
         capsys.readouterr()
         assert cli.main(["eval", str(run.path)]) == 2
         assert "kept no preprocessing" in capsys.readouterr().err
+        assert cli.main(["train", "--resume", str(run.path)]) == 2
+        assert "written by a version that held out other rows: go on" in capsys.readouterr().err
         assert cli.main(["export", str(run.path), str(tmp_path / "w.safetensors")]) == 0
         assert "kept no preprocessing, so" in capsys.readouterr().err
         with safe_open(tmp_path / "w.safetensors", "pt") as opened:

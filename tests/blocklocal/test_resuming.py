@@ -147,6 +147,7 @@ def damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         rule=manifest.rule,
         metrics=None,
         fingerprints=told.of(state),
+        preprocessing=manifest.preprocessing,
     )
     file = path / "checkpoints" / "step-00000012" / "block1.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\xff")
