@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from orchestrator.files import replace_file
+from orchestrator.record_files import replace_record
 
 POINTS = 200
 """Of a line at most: each is a mean over as many steps as it takes."""
@@ -27,7 +27,7 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
         _panel(axes, split, [r for r in metrics if r["split"] == split])
     buffer = BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    replace_file(path, [buffer.getvalue()])
+    replace_record(path, [buffer.getvalue()])
 
 
 def _panel(axes: Axes, split: str, records: Sequence[dict[str, Any]]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from blocklocal.config import make_config
-from orchestrator.files import replace_shared_file
 from orchestrator.pages import table
+from orchestrator.record_files import replace_record
 from orchestrator.rundir import RunDirectory
 from orchestrator.trace import ActorSpan, concurrency, idle_shares
 
@@ -27,7 +27,7 @@ def write_report(run: RunDirectory, spans: Sequence[ActorSpan] = ()) -> Path:
         spans: of its timeline; without them the report says nothing of how busy actors were.
 
     Raises:
-        UserError: when the records of the run are damaged.
+        UserError: when the records of the run are damaged, or it cannot be written.
     """
     metrics = run.read_metrics()
     parts = (
@@ -41,7 +41,7 @@ def write_report(run: RunDirectory, spans: Sequence[ActorSpan] = ()) -> Path:
     )
     text = "\n\n".join("\n".join(part) for part in parts if part)
     # A trial that ends writes it, and so may the sweep that it belongs to.
-    replace_shared_file(run.path / PAGE, [text.encode() + b"\n"])
+    replace_record(run.path / PAGE, [text.encode() + b"\n"], shared=True)
     return run.path / PAGE
 
 
@@ -49,17 +49,20 @@ def _head(run: RunDirectory) -> list[str]:
     config, state, version = make_config(run.config), run.state, run.version
     given = {"data": config.data.kind, "network": config.network.kind}
     given |= dict.fromkeys(config.run.given, "given in Python")
-    changed = " and changes" if version["git_dirty"] else ""
+    changed = " and changes" if version.get("git_dirty") else ""
     rows = {
         "rule": config.rule.kind,
         **given,
         "optimizer": f"{config.optimizer.kind}, lr {_plain(config.optimizer.lr)}",
         "batch, shards": f"{config.training.batch}, {config.training.shards}",
         "engine": config.engine.kind,
-        "code": f"{version['package']}, commit {version['git_commit']}{changed}",
-        "versions": f"Python {version['python']}, torch {version['torch']}, Ray {version['ray']}",
+        "code": f"{version.get('package')}, commit {version.get('git_commit')}{changed}",
+        "versions": ", ".join(
+            f"{shown} {version.get(name)}"
+            for shown, name in (("Python", "python"), ("torch", "torch"), ("Ray", "ray"))
+        ),
         "machine": ", ".join(
-            [version["platform"], f"{version['cpu_count']} CPUs", *version["gpus"]]
+            [str(version.get("platform")), f"{version.get('cpu_count')} CPUs", *_gpus(version)]
         ),
     }
     lines = [
@@ -70,6 +73,11 @@ def _head(run: RunDirectory) -> list[str]:
     if state.error:
         lines += ["", f"> {' '.join(state.error.split())}"]
     return [*lines, "", *table(("", ""), rows.items()), "", "All settings are in config.yaml."]
+
+
+def _gpus(version: dict[str, Any]) -> list[str]:
+    gpus = version.get("gpus")
+    return [str(gpu) for gpu in gpus] if isinstance(gpus, list) else []
 
 
 def _results(run: RunDirectory, metrics: Sequence[dict[str, Any]]) -> list[str]:

@@ -18,6 +18,7 @@ from blocklocal.training import resume, train
 from learning.errors import UserError
 from orchestrator.events import Metrics
 from orchestrator.placement import even_cpus
+from orchestrator.record_files import writing
 from orchestrator.rundir import RunDirectory
 from orchestrator.trainer import Observer
 from tuning.jobs import Listener, Request
@@ -146,7 +147,8 @@ class TrialRuns:
         for number in itertools.count(1):
             aside = directory.with_name(f"{directory.name}.unused-{number}")
             if not aside.exists():
-                os.rename(directory, aside)
+                with writing(directory, "move"):
+                    os.rename(directory, aside)
                 return None
         raise AssertionError("numbers have no end")
 

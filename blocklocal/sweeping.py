@@ -13,7 +13,7 @@ from shlex import quote
 from typing import Any
 
 from blocklocal.clusters import cluster
-from blocklocal.config import RunConfig, make_config, read_tree
+from blocklocal.config import RunConfig, make_config
 from blocklocal.preparation import available_cpus, cores
 from blocklocal.signals import handled
 from blocklocal.sweep_checks import (
@@ -28,9 +28,10 @@ from blocklocal.sweep_outcome import write_outcome
 from blocklocal.sweep_runs import TrialRuns
 from blocklocal.sweep_tracked import track_best, tracking_of
 from learning.errors import UserError
-from learning.yaml_files import MOST_RECORDED, write_yaml
+from learning.yaml_files import write_yaml
 from orchestrator.borrowed import own_node
 from orchestrator.files import write_file
+from orchestrator.record_files import read_yaml_record, writing
 from tuning.schedulers import check_scheduler
 from tuning.searchers import Points, known_points
 from tuning.sweep import RUNS, Sweep, run_sweep
@@ -88,7 +89,7 @@ def go_on(directory: Path, say: Say) -> bool:
     directory = Path(os.path.abspath(directory))
     if not (directory / FILE).is_file():
         raise UserError(f"{directory} is no sweep (no {FILE}): name the directory of one")
-    file = SweepFile.of(read_tree(directory / FILE, MOST_RECORDED))
+    file = SweepFile.of(read_yaml_record(directory / FILE))
     points, length, corners = _checked(file)
     with _locked(directory), _connected(make_config(file.base)):
         runs = _runs(file)
@@ -215,7 +216,8 @@ def _locked(directory: Path) -> Iterator[None]:
     Raises:
         UserError: when one does.
     """
-    descriptor = os.open(directory, os.O_RDONLY)
+    with writing(directory, "lock sweep"):
+        descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

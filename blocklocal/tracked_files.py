@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from blocklocal.run_report import write_report
+from learning.errors import UserError, named
 from orchestrator.rundir import RunDirectory
 from orchestrator.trace import ActorSpan, read_spans, write_trace
 
@@ -16,19 +17,36 @@ MOST_BYTES = 64 * 2**20
 NAMES = ("config.yaml", "plan.json", "version.json")
 
 
-def report_of(run: RunDirectory) -> Path:
-    """Write the report of a run, without the timeline where that is too long."""
-    return write_report(run, _timeline(run))
+def report_of(run: RunDirectory) -> None:
+    """Write the report of a run, without the timeline where that is too long.
+
+    A run whose report cannot be written has come as far as it has; that is a warning.
+    """
+    try:
+        write_report(run, _timeline(run))
+    except UserError as error:
+        _without("report", run, error)
 
 
 def files_of(run: RunDirectory) -> list[Path]:
-    """Configuration, plan, versions, report and timeline (`trace.json`, for Perfetto) so far."""
-    spans, trace = _timeline(run), run.path / "trace.json"
-    files = [*(run.path / name for name in NAMES), write_report(run, spans)]
-    if spans:
-        write_trace(spans, trace)
-        files.append(trace)
-    return files
+    """Configuration, plan, versions, report and timeline (`trace.json`, for Perfetto) so far.
+
+    Those that there are: what cannot be written now is a warning.
+    """
+    files = [run.path / name for name in NAMES]
+    try:
+        spans = _timeline(run)
+        files.append(write_report(run, spans))
+        if spans:
+            write_trace(spans, run.path / "trace.json")
+            files.append(run.path / "trace.json")
+    except UserError as error:
+        _without("report and timeline", run, error)
+    return [file for file in files if file.is_file()]
+
+
+def _without(what: str, run: RunDirectory, error: UserError) -> None:
+    _log.warning("the %s of %s is left out (%s)", what, named(run.path), error)
 
 
 def _timeline(run: RunDirectory) -> list[ActorSpan]:

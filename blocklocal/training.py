@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,19 @@ def train(
             plan=prepared.plan,
             fingerprints=prepared.fingerprints,
         )
-        with run.lock():
+        with _afterwards(partial(_note_failure, run)), run.lock():
             if first is not None:
                 _adopt(run, prepared, first)
                 engine.load(first.state, first.step)
             start = first.step if first else 0
             told = prepared.fingerprints
             return _train(prepared, run, engine, start, observers, told, stopping)
+
+
+def _note_failure(run: RunDirectory, error: BaseException | None) -> None:
+    """Write down that a new run has failed before it trained, if it is not written down."""
+    if isinstance(error, Exception) and run.state.status == "running":
+        run.update_state(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
 
 
 def _adopt(run: RunDirectory, prepared: Prepared, first: Checkpoint) -> None:
@@ -307,7 +314,9 @@ def _afterwards(act: Callable[[BaseException | None], None]) -> Iterator[None]:
         try:
             act(error)
         except BaseException as second:
-            error.add_note(f"and cleaning up failed: {type(second).__name__}: {second}")
+            note = f"and cleaning up failed: {type(second).__name__}: {second}"
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
         raise
     act(None)
 

@@ -29,6 +29,18 @@ def read_yaml(path: Path, most_bytes: int = MOST_BYTES) -> Any:
     except (OSError, ValueError) as error:  # a path with a NUL byte is a ValueError
         reason = getattr(error, "strerror", None) or one_line(str(error))
         raise UserError(f"cannot read {named(path)} ({reason}): give an existing file") from error
+    return yaml_of(data, path, most_bytes)
+
+
+def yaml_of(data: bytes, path: Path, most_bytes: int = MOST_BYTES) -> Any:
+    """What a file of YAML holds.
+
+    Args:
+        path: of the file, for messages.
+
+    Raises:
+        UserError: one sentence, for anything else.
+    """
     try:
         if len(data) > most_bytes:
             raise YAMLTextError(f"it has more than {most_bytes} bytes, the most of such a file")

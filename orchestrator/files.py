@@ -57,13 +57,19 @@ def write_all(descriptor: int, data: Chunk) -> None:
 
 
 def write_file(path: Path, chunks: Iterable[Chunk], *, replace: bool = False) -> None:
-    """Write a file to the disk.
+    """Write a new file to the disk; never through a link.
 
     Args:
-        replace: whether the file may exist, as it may for temporary files only.
+        replace: whether there may be one, as for temporary files only: it goes.
     """
-    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if replace else os.O_EXCL)
-    descriptor = os.open(path, flags, 0o666)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except FileExistsError:
+        if not replace:
+            raise
+        os.unlink(path)  # and not what it may be a link to
+        descriptor = os.open(path, flags, 0o666)
     try:
         for chunk in chunks:
             write_all(descriptor, chunk)
@@ -134,7 +140,7 @@ def create_file(path: Path, chunks: Iterable[Chunk]) -> None:
 
 
 def sealed(data: Mapping[str, Any], version: int = FORMAT) -> bytes:
-    """Encode `data` as JSON with the format version and a checksum, for `read_sealed`.
+    """Encode `data` as JSON with the format version and a checksum, for `unsealed`.
 
     Raises:
         ValueError: for a number that is not finite.
@@ -143,22 +149,6 @@ def sealed(data: Mapping[str, Any], version: int = FORMAT) -> bytes:
     # Through JSON once, because the reader's checksum is of what JSON keeps: text keys, lists.
     plain = json.loads(json.dumps({"format": version, **data}, allow_nan=False))
     return (json.dumps({**plain, "sha256": _checksum(plain)}, indent=2) + "\n").encode()
-
-
-def read_sealed(path: Path, fix: str) -> dict[str, Any]:
-    """Read what `sealed` encoded.
-
-    Args:
-        fix: what the user can do about a file that is missing or damaged.
-
-    Raises:
-        UserError: for a file that is missing, damaged, of another format version or foreign.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): {fix}") from error
-    return unsealed(data, str(path), fix)
 
 
 def unsealed(
@@ -189,7 +179,11 @@ def unsealed(
             f"use the version of blocklocal that wrote it, or {fix}"
         )
     checksum = content.pop("sha256", None)
-    if checksum != _checksum(content):
+    try:
+        expected = _checksum(content)
+    except RecursionError as error:  # deeper than the reader minded
+        raise DamageError(f"{where} is damaged (it is nested too deeply): {fix}") from error
+    if checksum != expected:
         raise DamageError(f"{where} is damaged (its content does not have its checksum): {fix}")
     del content["format"]
     return content

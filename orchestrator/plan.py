@@ -12,9 +12,12 @@ from typing import Self
 from pydantic import Field, ValidationError, model_validator
 from rich.table import Table
 
-from learning.errors import UserError
+from learning.errors import UserError, named
 from learning.settings import Settings
 from learning.units import Unit, check_ownership
+from orchestrator.files import create_file
+
+_FIX = "point to a file written by Plan.save or plan again"
 
 
 class BlockPlan(Settings):
@@ -75,8 +78,12 @@ class Plan(Settings):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        """Write the plan as JSON.
+
+        Raises:
+            UserError: when the file exists or cannot be written.
+        """
+        create_file(Path(path), [(self.model_dump_json(indent=2) + "\n").encode()])
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -85,16 +92,27 @@ class Plan(Settings):
         Raises:
             UserError: when the file cannot be read or is not a plan.
         """
-        fix = "point to a file written by Plan.save or plan again"
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
-        except OSError as error:
-            raise UserError(f"cannot read the plan {path} ({error.strerror}): {fix}") from error
+            data = Path(path).read_bytes()
+        except (OSError, ValueError) as error:  # a path with a NUL byte is a ValueError
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot read the plan {named(path)} ({reason}): {_FIX}") from error
+        return cls.of(data, path)
+
+    @classmethod
+    def of(cls, data: bytes, path: str | Path) -> Self:
+        """The plan that a file holds.
+
+        Raises:
+            UserError: when that is none.
+        """
+        try:
+            return cls.model_validate_json(data)
         except ValidationError as error:
             first = error.errors()[0]  # one sentence: the first problem is enough to act on
             where = ".".join(str(part) for part in first["loc"])
             what = f"{where}: {first['msg']}" if where else first["msg"]
-            raise UserError(f"{path} is not a plan ({what}): {fix}") from error
+            raise UserError(f"{named(path)} is not a plan ({what}): {_FIX}") from error
 
     def table(self) -> Table:
         """Lay the plan out as a table with one row a block."""

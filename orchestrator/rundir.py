@@ -19,12 +19,10 @@ from pydantic import Field, ValidationError
 
 from learning.errors import UserError, named
 from learning.settings import Settings
-from learning.yaml_files import MOST_RECORDED, read_yaml, write_yaml
+from learning.yaml_files import write_yaml
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.files import (
-    read_sealed,
     remove_leftovers,
-    replace_file,
     sealed,
     sync_directory,
     temporary,
@@ -35,6 +33,16 @@ from orchestrator.fingerprints import NAME as FINGERPRINTS
 from orchestrator.fingerprints import Fingerprints
 from orchestrator.owner import claim, claimed
 from orchestrator.plan import Plan
+from orchestrator.record_files import (
+    check_no_link,
+    open_growing,
+    read_json,
+    read_record,
+    read_sealed,
+    read_yaml_record,
+    replace_record,
+    writing,
+)
 from orchestrator.run_records import METRICS, SPANS, RunRecords
 from orchestrator.storage import LocalStorage, shared_storage
 
@@ -105,6 +113,8 @@ class RunDirectory(RunRecords):
             sync_directory(new)
             with claimed(shared, state.id):
                 os.rename(new, path)  # refuses a directory that someone filled in the meantime
+                new = path
+                sync_directory(path.parent)
         except BaseException as error:
             shutil.rmtree(new, ignore_errors=True)
             for parent in made:
@@ -115,7 +125,6 @@ class RunDirectory(RunRecords):
                     f"cannot create run.directory = {path} ({error.strerror}): choose another"
                 ) from error
             raise
-        sync_directory(path.parent)
         return cls(path)
 
     @classmethod
@@ -146,12 +155,8 @@ class RunDirectory(RunRecords):
             UserError: when the run is in use.
         """
         path = self.path / "lock"
-        try:
-            file = FileIO(path, "a+")
-        except OSError as error:
-            raise UserError(
-                f"cannot lock run {self.path} ({error.strerror}): make it writable or copy it"
-            ) from error
+        with writing(path, f"lock run {named(self.path)} by"):
+            file = open_growing(path)
         with file:
             try:
                 _lock(file, patience)
@@ -161,8 +166,14 @@ class RunDirectory(RunRecords):
                     f"run {self.path} is in use by process {holder or '?'}: wait until it ends, "
                     "stop it, or choose another run.directory"
                 ) from error
-            os.ftruncate(file.fileno(), 0)
-            write_all(file.fileno(), f"{os.getpid()}\n".encode())
+            except OSError as error:
+                raise UserError(
+                    f"cannot lock run {named(self.path)} ({error.strerror}): keep it on a file "
+                    "system that knows locks"
+                ) from error
+            with writing(path):
+                os.ftruncate(file.fileno(), 0)
+                write_all(file.fileno(), f"{os.getpid()}\n".encode())
             if (run := self.state.id) is not None:
                 claim(self.checkpoints.storage, run)
             self.checkpoints.recover()
@@ -177,19 +188,14 @@ class RunDirectory(RunRecords):
     @cached_property
     def checkpoints(self) -> Checkpoints:
         """The checkpoints of the run, wherever its settings say that they lie."""
-        return Checkpoints(shared_storage(self.config) or LocalStorage(self.path / "checkpoints"))
+        path = self.path / "checkpoints"
+        check_no_link(path, "move them there and set checkpoints.storage, or put a directory there")
+        return Checkpoints(shared_storage(self.config) or LocalStorage(path))
 
     @property
     def config(self) -> dict[str, Any]:
         """The resolved settings of the run."""
-        path = self.path / "config.yaml"
-        try:
-            tree = read_yaml(path, MOST_RECORDED)
-        except UserError as error:
-            raise UserError(f"{error}, or restore it from a copy") from error
-        if not isinstance(tree, dict):
-            raise UserError(f"{named(path)} holds no settings: restore it from a copy")
-        return tree
+        return read_yaml_record(self.path / "config.yaml")
 
     @property
     def fingerprints(self) -> Fingerprints | None:
@@ -204,27 +210,25 @@ class RunDirectory(RunRecords):
         try:
             return Fingerprints.model_validate(read_sealed(path, fix))
         except ValidationError as error:
-            raise UserError(f"{path} is foreign ({error.errors()[0]['msg']}): {fix}") from error
+            what = error.errors()[0]["msg"]
+            raise UserError(f"{named(path)} is foreign ({what}): {fix}") from error
 
     def change(self, config: Mapping[str, Any], fingerprints: Fingerprints | None) -> None:
         """Go on with other settings; a crash between the two files is told at the next resume."""
         if fingerprints is not None:
-            replace_file(self.path / FINGERPRINTS, [_told(fingerprints)])
-        replace_file(self.path / "config.yaml", [_settings(config)])
+            replace_record(self.path / FINGERPRINTS, [_told(fingerprints)])
+        replace_record(self.path / "config.yaml", [_settings(config)])
 
     @property
     def version(self) -> dict[str, Any]:
         """Which code began the run, and where; see `code_version`."""
-        path = self.path / "version.json"
-        try:
-            return json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {path} ({error}): restore it from a copy") from error
+        return read_json(self.path / "version.json", _version)
 
     @property
     def plan(self) -> Plan:
         """The plan of the run."""
-        return Plan.load(self.path / "plan.json")
+        path = self.path / "plan.json"
+        return Plan.of(read_record(path), path)
 
     @property
     def state(self) -> RunState:
@@ -233,16 +237,19 @@ class RunDirectory(RunRecords):
         try:
             return RunState.model_validate(read_sealed(path, fix))
         except ValidationError as error:
-            raise UserError(f"{path} is foreign ({error.errors()[0]['msg']}): {fix}") from error
+            raise UserError(
+                f"{named(path)} is foreign ({error.errors()[0]['msg']}): {fix}"
+            ) from error
 
     def update_state(self, **fields: Any) -> RunState:
         """Change some fields of the state, atomically.
 
         Raises:
             ValueError: for a field that `RunState` does not have, or a value it refuses.
+            UserError: when the state cannot be read or written.
         """
         state = RunState.model_validate(self.state.model_dump() | fields)
-        replace_file(self.path / "state.json", [sealed(state.model_dump())])
+        replace_record(self.path / "state.json", [sealed(state.model_dump())])
         return state
 
 
@@ -253,6 +260,12 @@ def _told(fingerprints: Fingerprints) -> bytes:
 def _settings(config: Mapping[str, Any]) -> bytes:
     plain = json.loads(json.dumps(config))  # YAML would write tuples as Python objects
     return write_yaml(plain).encode()
+
+
+def _version(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise TypeError("it is no record of versions")
+    return content
 
 
 def _lock(file: FileIO, patience: float) -> None:

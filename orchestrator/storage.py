@@ -21,6 +21,7 @@ from learning.errors import UserError
 from learning.settings import Settings
 from orchestrator.direct_files import LARGE, write_large_file
 from orchestrator.files import Chunk, child, replace_file, sync_directory, write_file
+from orchestrator.record_files import open_record
 
 
 class CheckpointSettings(Settings):
@@ -108,7 +109,8 @@ class LocalStorage:
         replace_file(path, [data])
 
     def read(self, name: str) -> bytes:
-        return (self._root / name).read_bytes()  # not mapped: bytes verified are bytes parsed
+        with os.fdopen(open_record(self._root / name, os.O_RDONLY), "rb") as file:
+            return file.read()  # not mapped: bytes verified are bytes parsed
 
     def entries(self) -> dict[str, frozenset[str]]:
         if not self._root.exists():

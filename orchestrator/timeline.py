@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from matplotlib.patheffects import withStroke
 
 from actors.operations import Kind
 from learning.errors import UserError
+from orchestrator.record_files import replace_record
 from orchestrator.trace import (
     EVALUATION,
     TRAINING,
@@ -118,7 +120,7 @@ def draw(
             about six training steps of block 1 in the middle of the run.
 
     Raises:
-        UserError: when there is nothing to draw.
+        UserError: when there is nothing to draw, or the file cannot be written.
     """
     if not spans:
         raise UserError("0 spans cannot be drawn: use the spans.jsonl of a run of at least 1 step")
@@ -143,7 +145,9 @@ def draw(
     _draw_bars(axes, shown, rows, first, scale)
     _label(axes, spans, rows)
     axes.set_xlabel(f"time since the start of the run [{unit}]", fontsize=_FONT + 1)
-    figure.savefig(path, format="png")
+    picture = BytesIO()
+    figure.savefig(picture, format="png")
+    replace_record(Path(path), [picture.getvalue()])
 
 
 def _rows(actors: Sequence[str]) -> dict[str, float]:

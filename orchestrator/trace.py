@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from actors.operations import Kind
 from orchestrator.dependencies import LANE_MARK
-from orchestrator.lines import damaged, read_lines
+from orchestrator.lines import damaged, joined, read_lines
+from orchestrator.record_files import replace_record
 
 EVALUATION = frozenset({Kind.EVALUATE, Kind.TALLY})
 TRAINING = frozenset({Kind.FORWARD, Kind.ASSESS, Kind.GRADIENT, Kind.UPDATE})
@@ -161,13 +162,19 @@ def write_trace(spans: Sequence[ActorSpan], path: str | Path) -> None:
 
     One row an actor; times in microseconds from the first span of the run; an arrow from the
     forward pass of each block to that of the next block on the same step and shard.
+
+    Raises:
+        RecordError: when the file cannot be written.
     """
-    with Path(path).open("w", encoding="utf-8") as file:
-        # One event a line, written as it is made: a long run has millions.
-        file.write('{"displayTimeUnit": "ms", "traceEvents": [')
-        for at, event in enumerate(_events(spans)):
-            file.write((",\n" if at else "\n") + json.dumps({"pid": 1, **event}))
-        file.write("\n]}\n")
+    # One event a line, written as it is made: a long run has millions.
+    replace_record(Path(path), joined(_lines_of(spans)))
+
+
+def _lines_of(spans: Sequence[ActorSpan]) -> Iterator[bytes]:
+    yield b'{"displayTimeUnit": "ms", "traceEvents": ['
+    for at, event in enumerate(_events(spans)):
+        yield ((",\n" if at else "\n") + json.dumps({"pid": 1, **event})).encode()
+    yield b"\n]}\n"
 
 
 def _events(spans: Sequence[ActorSpan]) -> Iterator[Mapping[str, object]]:

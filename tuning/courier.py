@@ -143,7 +143,10 @@ class Courier:
             except BaseException as error:
                 self._refusal = error
             finally:
-                self.spool.close()
+                try:
+                    self.spool.close()
+                except UserError as error:  # what is sent is sent
+                    _log.warning("%s", error)
 
     def _send_all(self, store: Store) -> None:
         pause = 0.0

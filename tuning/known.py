@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
-from orchestrator.files import replace_file, write_all
-from orchestrator.lines import open_lines, read_lines
+from orchestrator.lines import append_line, damaged, read_lines
+from orchestrator.record_files import read_json, replace_record
 
 IDS, TOLD = "tracking.json", "told.jsonl"
 """In a sweep's directory: how MLflow calls its run, and how far each trial was told."""
@@ -22,18 +24,20 @@ class Known:
     def __init__(self, directory: Path) -> None:
         self._ids, self._told = directory / IDS, directory / TOLD
         self.run_id: str | None = None
-        if self._ids.exists():
-            self.run_id = json.loads(self._ids.read_text()).get("sweep")
+        if os.path.lexists(self._ids):
+            self.run_id = read_json(self._ids, _run_id, "delete it, and MLflow gets a new run")
         self._last: dict[str, tuple[str, int]] = {}
-        if self._told.exists():
-            for _, record in read_lines(self._told):
-                self._last[record["trial"]] = record["run"], record["step"]
+        if os.path.lexists(self._told):
+            for number, (_, record) in enumerate(read_lines(self._told), start=1):
+                if not all(isinstance(record.get(name), str) for name in ("trial", "run")):
+                    raise damaged(self._told, number, ValueError("no trial and run"))
+                self._last[record["trial"]] = record["run"], record.get("step", 0)
 
     def sweep(self, run_id: str | None) -> None:
         """Keep how MLflow calls the run of the sweep."""
         if run_id is not None and run_id != self.run_id:
             self.run_id = run_id
-            replace_file(self._ids, [json.dumps({"sweep": run_id}).encode()])
+            replace_record(self._ids, [json.dumps({"sweep": run_id}).encode()])
 
     def last(self, trial: str) -> tuple[str, int] | None:
         """The run and the step that were told last; None where nothing was."""
@@ -42,6 +46,11 @@ class Known:
     def told(self, trial: str, run: str, step: int) -> None:
         """Keep that a trial's metrics up to a step were told."""
         self._last[trial] = run, step
-        line = json.dumps({"trial": trial, "run": run, "step": step}) + "\n"
-        with open_lines(self._told) as file:
-            write_all(file.fileno(), line.encode())
+        append_line(self._told, {"trial": trial, "run": run, "step": step})
+
+
+def _run_id(content: Any) -> str | None:
+    run_id = content.get("sweep") if isinstance(content, dict) else content
+    if not isinstance(run_id, str | None):
+        raise TypeError("it names no run")
+    return run_id

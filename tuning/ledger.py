@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from orchestrator.record_files import writing
 from tuning.courier import Courier, relative
 from tuning.models import save_model
 from tuning.tracking import Status
@@ -68,12 +69,16 @@ class Ledger:
         """Log a file, or a directory under its name.
 
         One beside the queue is read when it is sent; any other is copied, for it may be gone then.
+
+        Raises:
+            RecordError: when it cannot be copied.
         """
         base = self._spool.path.parent.absolute()
         if not path.absolute().is_relative_to(base):
             copy = self._new("files") / path.name
-            copy.parent.mkdir(parents=True)
-            shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
+            with writing(copy):
+                copy.parent.mkdir(parents=True)
+                shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
             path = copy
         record = {"do": "artifact", "run": run, "path": relative(path, base)}
         self._courier.put({**record, "directory": directory})
@@ -85,12 +90,13 @@ class Ledger:
             example_input: (B, *shape).
 
         Raises:
-            UserError: when the network cannot be exported.
+            UserError: when the network cannot be exported, or not be written.
         """
         directory = self._new("models")
-        directory.parent.mkdir(exist_ok=True)
         try:
-            save_model(model, example_input, directory)
+            with writing(directory):
+                directory.parent.mkdir(exist_ok=True)
+                save_model(model, example_input, directory)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise

@@ -10,8 +10,8 @@ from typing import Any
 
 from learning.errors import UserError
 from learning.yaml_files import write_yaml
-from orchestrator.files import replace_file
 from orchestrator.pages import table
+from orchestrator.record_files import replace_record
 from tuning.records import Outcome
 from tuning.settings import Mode, SweepSettings
 from tuning.space import Space
@@ -75,7 +75,7 @@ def write_table(path: Path, outcomes: Sequence[Outcome], keys: Sequence[str], me
                 outcome.why,
             ]
         )
-    replace_file(path, [file.getvalue().encode()])
+    replace_record(path, [file.getvalue().encode()])
 
 
 def write_best(path: Path, tree: Mapping[str, Any], best: Outcome, metric: str) -> None:
@@ -91,7 +91,7 @@ def write_best(path: Path, tree: Mapping[str, Any], best: Outcome, metric: str) 
     if best.status != "finished":
         note += "# It was stopped there; this trains it to the end.\n"
     text = write_yaml(dict(tree))
-    replace_file(path, [(note + text).encode()])
+    replace_record(path, [(note + text).encode()])
 
 
 def write_page(
@@ -139,7 +139,7 @@ def write_page(
         if outcome.why:
             lines += [f"- trial {outcome.number:04d} {outcome.status}: {outcome.why}"]
     lines += ["", *(f"![{p.stem}]({p.name})\n" for p in pictures)]
-    replace_file(path, ["\n".join(lines).rstrip().encode() + b"\n"])
+    replace_record(path, ["\n".join(lines).rstrip().encode() + b"\n"])
 
 
 def check_has_best(best: Outcome | None, outcomes: Sequence[Outcome]) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
+from orchestrator.record_files import replace_record
 from tuning.dimensions import Dimension, same
 from tuning.outcome import PICTURES
 from tuning.records import Outcome
@@ -166,4 +168,6 @@ def _colours(outcomes: Sequence[Outcome], metric: str, mode: Mode) -> tuple[Colo
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110)
+    picture = BytesIO()
+    figure.savefig(picture, dpi=110, format="png")
+    replace_record(path, [picture.getvalue()])

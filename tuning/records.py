@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from learning.errors import UserError, named
+from orchestrator.files import child
+from orchestrator.record_files import COPY, read_text
 from orchestrator.rundir import RunDirectory
 from tuning.space import Values
 
@@ -86,17 +90,26 @@ def flatten(split: str, record: Mapping[str, Any]) -> Metrics:
     return flat
 
 
-def runs_of(directory: Path, run: str) -> Iterator[RunDirectory]:
+def runs_of(directory: Path, run: str) -> list[RunDirectory]:
     """A run of a trial and the runs that it goes on from, the first one first.
 
     Args:
         directory: of all runs of the sweep.
+
+    Raises:
+        UserError: when one is damaged, or goes on from itself.
     """
-    found = RunDirectory.open(directory / run)
-    start = found.config["run"].get("start")
-    if start is not None and (Path(start) / FROM).exists():
-        yield from runs_of(directory, (Path(start) / FROM).read_text(encoding="utf-8"))
-    yield found
+    found: dict[str, RunDirectory] = {}
+    while True:
+        path = child(directory, run, "the run of a trial")
+        if run in found:
+            raise UserError(f"{named(path)} goes on from itself: {COPY}")
+        found[run] = RunDirectory.open(path)
+        settings = found[run].config.get("run")
+        start = settings.get("start") if isinstance(settings, dict) else None
+        if not isinstance(start, str) or not os.path.lexists(Path(start) / FROM):
+            return [*found.values()][::-1]
+        run = read_text(Path(start) / FROM).strip()
 
 
 def read_lineage(directory: Path, run: str) -> list[Evaluation]:

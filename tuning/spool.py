@@ -18,13 +18,24 @@ import os
 import shutil
 import threading
 from collections.abc import Mapping
-from io import FileIO
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from learning.errors import UserError
-from orchestrator.files import read_sealed, replace_file, sealed, write_all
-from orchestrator.lines import damaged, open_lines
+from pydantic import Field, ValidationError
+
+from learning.errors import UserError, named
+from learning.settings import Settings
+from orchestrator.files import sealed
+from orchestrator.lines import Lines, append_line, damaged, finished_lines, record_of
+from orchestrator.record_files import (
+    check_no_link,
+    open_growing,
+    read_sealed,
+    reading,
+    replace_record,
+    writing,
+)
 
 SEGMENT_BYTES = 4 * 2**20
 """A file that has grown to this size is followed by the next."""
@@ -37,6 +48,15 @@ class Position(NamedTuple):
 
     segment: int = 1
     offset: int = 0
+
+
+class Sent(Settings):
+    """What `sent.json` holds."""
+
+    segment: int = Field(ge=1)
+    offset: int = Field(ge=0)
+    names: dict[str, str]
+    about: dict[str, str | None]
 
 
 class Spool:
@@ -57,13 +77,15 @@ class Spool:
         """
         self.path = path
         try:
+            check_no_link(path, "put a directory in its place")
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileIO(path / "lock", "a")
         except OSError as error:
             raise UserError(
                 f"cannot write {path} ({error.strerror}): make it writable, or set "
                 "tracking.enabled to false"
             ) from error
+        with writing(path / "lock"):
+            self._lock = open_growing(path / "lock")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._load()
@@ -79,15 +101,18 @@ class Spool:
     def _load(self) -> None:
         self._at, self.names = Position(), dict[str, str]()
         self.about = dict[str, str | None]()
-        if (self.path / "sent.json").exists():
-            fix = f"delete {self.path}, and what waits in it is not sent"
-            state = read_sealed(self.path / "sent.json", fix)
-            self._at = Position(state["segment"], state["offset"])
-            self.names, self.about = state["names"], state["about"]
+        path, fix = self.path / "sent.json", f"delete {self.path}, and what waits in it is not sent"
+        if os.path.lexists(path):
+            try:
+                state = Sent.model_validate(read_sealed(path, fix))
+            except ValidationError as error:
+                raise UserError(f"{named(path)} is foreign: {fix}") from error
+            self._at = Position(state.segment, state.offset)
+            self.names, self.about = state.names, state.about
         self._counting, self._appending = threading.Lock(), threading.Lock()
-        last = max([self._at.segment, *self._segments()])
-        self._file, self._segment = open_lines(self._name(last)), last
-        self._size = os.fstat(self._file.fileno()).st_size
+        self._segment = max([self._at.segment, *self._segments()])
+        self._file = Lines(self._name(self._segment))
+        self._size = self._file.open()
         self._waiting = self._left()
 
     def _name(self, segment: int) -> Path:
@@ -102,9 +127,9 @@ class Spool:
         count = 0
         for segment in self._segments():
             if segment >= self._at.segment:
-                with self._name(segment).open("rb") as file:
+                with reading(self._name(segment)) as file:
                     file.seek(self._at.offset if segment == self._at.segment else 0)
-                    count += sum(1 for _ in file)
+                    count += sum(1 for _ in finished_lines(file))
         return count
 
     @property
@@ -113,7 +138,11 @@ class Spool:
         return self._waiting
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Put a record at the end; once this has returned, it outlives the process."""
+        """Put a record at the end; once this has returned, it outlives the process.
+
+        Raises:
+            RecordError: when it cannot be written.
+        """
         with self._appending:
             self._append(record)
 
@@ -121,14 +150,9 @@ class Spool:
         if self._size >= SEGMENT_BYTES:
             self._file.close()
             self._segment, self._size = self._segment + 1, 0
-            self._file = open_lines(self._name(self._segment))
+            self._file = Lines(self._name(self._segment))
         data = (json.dumps(record) + "\n").encode()
-        try:
-            write_all(self._file.fileno(), data)
-        except BaseException:  # half a line may be there (a full disk): opening again removes it
-            self._file.close()
-            self._file = open_lines(self._name(self._segment))
-            raise
+        self._file.append(data)
         self._size += len(data)
         with self._counting:
             self._waiting += 1
@@ -143,32 +167,31 @@ class Spool:
         at = self._at
         while len(found) < limit:
             last = not self._name(at.segment + 1).exists()  # before reading: it may come meanwhile
-            for line in self._lines(at, limit - len(found)):
+            lines, size = self._lines(at, limit - len(found))
+            for line in lines:
                 at = Position(at.segment, at.offset + len(line))
                 found.append((self._parsed(line, at), at))
-            if last or at.offset < self._name(at.segment).stat().st_size:
+            if last or at.offset < size:
                 break
             at = Position(at.segment + 1)
         return found
 
-    def _lines(self, at: Position, limit: int) -> list[bytes]:
-        lines: list[bytes] = []
-        with self._name(at.segment).open("rb") as file:
+    def _lines(self, at: Position, limit: int) -> tuple[list[bytes], int]:
+        """Up to `limit` lines of a file, and its size before they were read."""
+        with reading(self._name(at.segment)) as file:
+            size = os.fstat(file.fileno()).st_size
             file.seek(at.offset)
-            for line in file:
-                if not line.endswith(b"\n") or len(lines) == limit:
-                    break
-                lines.append(line)
-        return lines
+            return list(islice(finished_lines(file), limit)), size
 
     def _parsed(self, line: bytes, at: Position) -> Record:
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get("do"), str):
+            record = record_of(line)
+            if not isinstance(record.get("do"), str):
                 raise ValueError("not a record")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             path = self._name(at.segment)
-            number = path.read_bytes()[: at.offset].count(b"\n")
+            with reading(path) as file:
+                number = file.read(at.offset).count(b"\n")
             raise damaged(path, number, error) from error
         return record
 
@@ -177,7 +200,7 @@ class Spool:
         done, self._at = range(self._at.segment, position.segment), position
         self.save()
         for segment in done:
-            self._name(segment).unlink(missing_ok=True)
+            self._delete(segment)
         with self._counting:
             self._waiting -= count
 
@@ -185,22 +208,30 @@ class Spool:
         """Write position, names and what else is to be known to the disk."""
         state = {"segment": self._at.segment, "offset": self._at.offset}
         state_and_names = {**state, "names": self.names, "about": self.about}
-        replace_file(self.path / "sent.json", [sealed(state_and_names)])
+        replace_record(self.path / "sent.json", [sealed(state_and_names)])
+
+    def _delete(self, segment: int) -> None:
+        with writing(self._name(segment), "delete"):
+            self._name(segment).unlink(missing_ok=True)
 
     def refuse(self, record: Record, why: str) -> None:
         """Put a record aside that will never be taken."""
-        with open_lines(self.path / "refused.jsonl") as file:
-            write_all(file.fileno(), (json.dumps({"why": why, **record}) + "\n").encode())
+        append_line(self.path / "refused.jsonl", {"why": why, **record})
 
     def close(self) -> None:
-        """Let the queue go; of an empty one only `sent.json` and what was refused stay."""
+        """Let the queue go; of an empty one only `sent.json` and what was refused stay.
+
+        Raises:
+            RecordError: when that cannot be written; the queue is let go all the same.
+        """
         self._file.close()
-        if not self._waiting:
-            next_one = self._segment + 1
-            self._at = Position(next_one)
-            self.save()  # first: a crash after it leaves files that no one reads
-            for segment in self._segments():
-                self._name(segment).unlink()
-            for name in ("files", "models"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-        self._lock.close()
+        try:
+            if not self._waiting:
+                self._at = Position(self._segment + 1)
+                self.save()  # first: a crash after it leaves files that no one reads
+                for segment in self._segments():
+                    self._delete(segment)
+                for name in ("files", "models"):
+                    shutil.rmtree(self.path / name, ignore_errors=True)
+        finally:
+            self._lock.close()

@@ -14,8 +14,9 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.stopper import Stopper
 
-from learning.errors import UserError
-from orchestrator.files import replace_file
+from learning.errors import UserError, shown
+from orchestrator.files import child
+from orchestrator.record_files import read_json, replace_record
 from orchestrator.rundir import RunDirectory
 from orchestrator.stopping import Stopping
 from tuning.following import Follower, Say, name_of
@@ -186,7 +187,7 @@ def save_trials(sweep: Sweep, trials: list[Trial]) -> None:
             }
         )
     data = json.dumps(records, indent=2).encode()
-    replace_file(sweep.directory / TRIALS, [data])
+    replace_record(sweep.directory / TRIALS, [data])
 
 
 def read_outcomes(directory: Path) -> list[Outcome]:
@@ -199,7 +200,7 @@ def read_outcomes(directory: Path) -> list[Outcome]:
     if not path.exists():
         raise UserError(f"{directory} has no {TRIALS} yet: go on with blocklocal tune --resume")
     outcomes = []
-    for record in json.loads(path.read_text()):
+    for record in read_json(path, _trials, "go on with blocklocal tune --resume"):
         name = record["run"] or f"{record['number']:04d}"
         run = directory / RUNS / name
         there = run.is_dir()
@@ -224,6 +225,23 @@ def read_outcomes(directory: Path) -> list[Outcome]:
             )
         )
     return outcomes
+
+
+def _trials(content: Any) -> list[dict[str, Any]]:
+    """The records of `save_trials`.
+
+    Raises:
+        LookupError, TypeError, ValueError: for anything else.
+    """
+    kinds = {"number": int, "values": dict, "status": str}
+    kinds |= dict.fromkeys(("run", "failed", "error"), str | None)
+    for record in content:
+        for name, kind in kinds.items():
+            if not isinstance(record[name], kind):
+                raise TypeError(f"{name} is {shown(record[name], 40)}")
+        if record["run"] is not None:
+            child(Path(), record["run"], "run")
+    return content
 
 
 class Enough(Stopper):

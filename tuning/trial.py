@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from ray import tune
 
+from learning.errors import shown
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.files import create_file
+from orchestrator.record_files import read_json
 from orchestrator.rundir import RunDirectory
 from orchestrator.storage import LocalStorage
 from tuning.jobs import LIKE, NUMBER, RUN, STEP, Job, Request
@@ -77,7 +79,7 @@ class SweepTrial(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         assert isinstance(checkpoint, str)  # Tune's annotation is of older trainables
-        pointer = json.loads((Path(checkpoint) / _POINTER).read_text())
+        pointer = read_json(Path(checkpoint) / _POINTER, _pointer)
         self._step = pointer[STEP]
         if pointer[NUMBER] == self._number:
             self._run = pointer[RUN]
@@ -104,6 +106,13 @@ class SweepTrial(tune.Trainable):
         gc.collect()  # networks are full of circles, and the next trial needs the memory
         if torch.cuda.is_initialized():  # in a trial of one process; others may share its GPU
             torch.cuda.empty_cache()
+
+
+def _pointer(content: Any) -> dict[str, Any]:
+    for name, kind in {NUMBER: int, RUN: str, STEP: int}.items():
+        if type(content[name]) is not kind:
+            raise TypeError(f"{name} is {shown(content[name], 40)}")
+    return content
 
 
 def copy_checkpoint(source: Checkpoints, step: int, to: Path) -> None:

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from learning.errors import UserError
+from orchestrator.record_files import check_no_link, writing
 
 STATE, KEPT = "tune", "tune.kept"
 """In a sweep's directory: Tune's state, and its copy."""
@@ -48,7 +49,8 @@ class Keeper:
         if time.monotonic() < self._next:
             return
         began = time.monotonic()
-        with suppress(FileNotFoundError):  # Tune writes whenever it likes: the next look is soon
+        # Tune writes whenever it likes, and the next look is soon.
+        with writing(self._directory / KEPT), suppress(FileNotFoundError):
             self._look()
         ended = time.monotonic()
         self._next = ended + max(SAVE_SECONDS, 20 * (ended - began))  # a twentieth of all time
@@ -74,17 +76,20 @@ def restore_state(directory: Path) -> bool:
     All trials find their runs again even then, since points and numbers of trials are the same.
     """
     state, kept = directory / STATE, directory / KEPT
+    for one in (state, kept):
+        check_no_link(one, "put a directory in its place")
     newest = _newest(state)
     if newest is not None and _is_whole(newest):
         return True
-    for damaged in _files(state):
-        damaged.unlink()
-    whole = _newest(kept)
-    if whole is None or not _is_whole(whole):
-        return False
-    state.mkdir(exist_ok=True)
-    for file in _files(kept):
-        shutil.copy2(file, state)
+    with writing(state):
+        for damaged in _files(state):
+            damaged.unlink()
+        whole = _newest(kept)
+        if whole is None or not _is_whole(whole):
+            return False
+        state.mkdir(exist_ok=True)
+        for file in _files(kept):
+            shutil.copy2(file, state)
     return True
 
 
@@ -107,11 +112,13 @@ def _newest(directory: Path) -> Path | None:
 def _is_whole(file: Path) -> bool:
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     # Without a trial there is nothing to go on with.
-    return bool(state.get("trial_data")) and all(
-        other.stat().st_size for other in _files(file.parent)
+    return (
+        isinstance(state, dict)
+        and bool(state.get("trial_data"))
+        and all(other.stat().st_size for other in _files(file.parent))
     )
 
 

@@ -48,10 +48,7 @@ def plan_command(
             say(f"wrote {picture} and {picture.with_suffix('.json')}")
     if save is not None:
         simulating.check_free(save)  # it may be new
-        try:
-            prepared.plan.save(save)
-        except OSError as error:
-            raise UserError(f"cannot write {save} ({error.strerror}): choose another") from error
+        prepared.plan.save(save)
 
 
 def _limits(prepared: Prepared) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from blocklocal.compare.checking import check_run
 from blocklocal.compare.records import CODE, Record, same_settings
 from blocklocal.compare.study import Combination
 from learning.errors import UserError
@@ -33,7 +34,7 @@ def read_runs(path: Path) -> list[Record]:
         raise UserError(f"{path} is not valid JSON ({error}): give a file of runs") from error
     environment: dict[str, Any] = {}
     if isinstance(content, dict) and "runs" in content:
-        environment, content = content.get("environment") or {}, content["runs"]
+        environment, content = _section(content, "environment"), content["runs"]
     runs = content if isinstance(content, list) else [content]
     machine = {n: environment[n] for n in ("command", "processor", "cores") if n in environment}
     complete = []
@@ -43,10 +44,18 @@ def read_runs(path: Path) -> list[Record]:
                 f"{path} holds something that is no run (no settings and metrics): give a file of "
                 "runs"
             )
-        code = run.get("code") or environment.get("code") or {}
+        code = _section(run, "code") or _section(environment, "code")
         kept = {name: code.get(name) for name in CODE}
-        complete.append({**machine, **run, "code": kept})
+        try:
+            complete.append(check_run({**machine, **run, "code": kept}))
+        except TypeError as error:
+            raise UserError(f"{path} holds a damaged run ({error}): give a file of runs") from error
     return complete
+
+
+def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
+    found = content.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def belonging(

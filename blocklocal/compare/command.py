@@ -25,7 +25,7 @@ from blocklocal.compare.summary import Summary, metric_of, summarise, value_of
 from blocklocal.preparation import prepare
 from blocklocal.signals import handled
 from learning.errors import UserError
-from orchestrator.files import replace_file
+from orchestrator.record_files import replace_record
 from orchestrator.version import code_version
 
 TORCH = str(torch.__version__)
@@ -140,7 +140,7 @@ class Comparison:
                 ("report.md", page(summary, pictures)),
                 ("results.json", results),
             ):
-                replace_file(self.directory / name, [text.encode()])
+                replace_record(self.directory / name, [text.encode()])
         return summary
 
     def summary(self) -> Summary:

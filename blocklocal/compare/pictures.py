@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from blocklocal.compare.summary import Row, Summary, SummaryTable
-from orchestrator.files import replace_file
+from orchestrator.record_files import replace_record, writing
 
 MARKERS = "osD^vP*Xh<>"
 
@@ -24,10 +24,11 @@ def draw(summary: Summary, directory: Path) -> list[str]:
         if figure is not None:
             buffer = BytesIO()
             FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-            replace_file(directory / name, [buffer.getvalue()])
+            replace_record(directory / name, [buffer.getvalue()])
             names.append(name)
         else:
-            (directory / name).unlink(missing_ok=True)
+            with writing(directory / name, "delete"):
+                (directory / name).unlink(missing_ok=True)
     return names
 
 

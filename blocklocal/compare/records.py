@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from blocklocal.compare.checking import check_costs, check_run
 from blocklocal.config import RunConfig, make_config
 from learning.errors import UserError
-from orchestrator.files import replace_file
+from orchestrator.record_files import check_no_link, read_json, replace_record, writing
 
 Record = dict[str, Any]
 CODE = ("package", "git_commit", "git_dirty", "python", "torch")
@@ -79,8 +80,9 @@ class Records:
     _read_today: dict[tuple[Path, str], dict[str, Any] | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check = check_run if self.kind == "runs" else check_costs
         for path in sorted((self.directory / self.kind).glob("*.json")):
-            self.held[path] = _read(path)
+            self.held[path] = read_json(path, check, "delete it, and its run is repeated")
 
     def find(self, config: RunConfig, torch: str, *, exactly: bool = True) -> Record | None:
         """The record of a run, preferably of this version of torch.
@@ -107,24 +109,12 @@ class Records:
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         name = re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.")[:80]
         path = self.directory / self.kind / f"{name}-{digest}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, [text.encode()])
+        check_no_link(path.parent, "put a directory in its place")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        replace_record(path, [text.encode()])
         self.held[path] = record
         return path
-
-
-def _read(path: Path) -> Record:
-    fix = "delete it, and its run is repeated"
-    try:
-        record = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): make it readable") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}): {fix}") from error
-    parts = ("settings", "code")
-    if not (isinstance(record, dict) and all(isinstance(record.get(p), dict) for p in parts)):
-        raise UserError(f"{path} is no record of a run (no settings and code): {fix}")
-    return record
 
 
 def check_directory(directory: Path, name: str) -> None:
@@ -141,8 +131,8 @@ def check_directory(directory: Path, name: str) -> None:
     if any(directory.iterdir()) and not (directory / "runs").is_dir():
         raise UserError(f"{directory} is not empty and holds no study (no runs/): {fix}")
     try:
-        held = json.loads((directory / "results.json").read_bytes())["study"]
-    except (OSError, ValueError, LookupError, TypeError):
+        held = read_json(directory / "results.json", lambda content: content["study"])
+    except UserError:  # the report writes it anew
         return
     if held != name:
         raise UserError(f"{directory} holds the study {held!r}, not {name!r}: {fix}")

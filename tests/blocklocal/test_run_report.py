@@ -115,7 +115,7 @@ def test_a_damaged_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     (run.path / "version.json").write_text(json.dumps({})[:1])
     before = (run.path / "report.md").read_bytes()
     assert cli.main(["report", str(run.path)]) == 2
-    assert f"cannot read {run.path / 'version.json'}" in capsys.readouterr().err
+    assert f"{run.path / 'version.json'} is damaged" in capsys.readouterr().err
     assert (run.path / "report.md").read_bytes() == before
 
 

@@ -33,5 +33,10 @@ def make(path: Path) -> RunDirectory:
     return RunDirectory.create(path, config=CONFIG, version={"torch": "2"}, plan=PLAN)
 
 
+def metrics_of(run: RunDirectory) -> list[dict[str, Any]]:
+    """Whatever was appended, of a run or not."""
+    return [record for _, record in read_lines(run.path / "metrics.jsonl")]
+
+
 def spans_of(run: RunDirectory) -> list[dict[str, Any]]:
     return [record for _, record in read_lines(run.path / "spans.jsonl")]

@@ -162,5 +162,5 @@ def test_nothing_valid_is_nothing(tmp_path: Path) -> None:
 def test_what_cannot_be_reached_is_not_damaged(tmp_path: Path) -> None:
     save(tmp_path, 1, 1)
     denied = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
-    with mock.patch.object(Path, "read_bytes", denied), pytest.raises(UserError, match="denied"):
+    with mock.patch("os.open", denied), pytest.raises(UserError, match="denied"):
         checkpoints_in(tmp_path).newest_valid()

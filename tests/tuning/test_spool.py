@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learning.errors import UserError
+from orchestrator import lines
+from orchestrator.record_files import RecordError
 from tuning import spool as spools
 from tuning.spool import Record, Spool
 
@@ -108,7 +111,7 @@ def test_a_killed_process_loses_nothing_but_the_line_it_was_at(tmp_path: Path) -
         "import os, signal, sys; from pathlib import Path; from tuning.spool import Spool\n"
         "spool = Spool(Path(sys.argv[1]))\n"
         "for i in range(3): spool.append({'do': 'metrics', 'number': i})\n"
-        'os.write(spool._file.fileno(), b\'{"do": "metr\')\n'
+        'spool._file.append(b\'{"do": "metr\')\n'
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run(
@@ -131,7 +134,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.append(numbered(0))
-    os.write(spool._file.fileno(), b"[1]\n")
+    spool._file.append(b"[1]\n")
     with pytest.raises(UserError, match=r"000001.jsonl is damaged in line 2 \(not a record\)"):
         spool.read(9)
 
@@ -144,11 +147,11 @@ def test_a_half_written_line_does_not_spoil_the_next(
 
     def full(descriptor: int, data: bytes) -> None:
         os.write(descriptor, data[:5])
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(spools, "write_all", full)
-        with pytest.raises(OSError, match="no space"):
+        patch.setattr(lines, "write_all", full)
+        with pytest.raises(RecordError, match=r"no space left\): make room"):
             spool.append(numbered(1))
     spool.append(numbered(2))
     assert spool.waiting == 2 and take(spool, 9) == [0, 2]
