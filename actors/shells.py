@@ -117,6 +117,7 @@ class _Block(_Learning):
 
         def make() -> Executor:
             torch.set_num_threads(threads)
+            program.surroundings.apply()
             learner = build_block(program, k, units, self._device, later)
             source = None if batches is None else batches.source(program)
             delay = program.feedback_delay
@@ -134,6 +135,7 @@ class _Feedback(_Learning):
 
         def make() -> Executor:
             torch.set_num_threads(threads)
+            program.surroundings.apply()
             learner = build_feedback(program, k, self._device)
             top = k == program.feedback_modules or not program.feedback_chain
             return FeedbackExecutor(learner, top=top, mailbox=Mailbox(), threads=threads, lane=lane)

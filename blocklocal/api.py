@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from blocklocal.clusters import cluster
@@ -24,6 +25,8 @@ from orchestrator.rundir import RunDirectory
 from orchestrator.trainer import Observer
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     model: nn.Module,
     data: Dataset,

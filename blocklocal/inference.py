@@ -16,7 +16,7 @@ from learning.data import Batches, Dataset, load_dataset
 from learning.data.preprocessing import Preprocessing
 from learning.errors import UserError, shown
 from learning.fingerprints import data_fingerprint
-from learning.numerics import Numerics
+from learning.numerics import Numerics, input_type
 from learning.prediction import Trained
 from orchestrator.rundir import RunDirectory
 
@@ -93,6 +93,7 @@ def evaluate_model(
     numerics = Numerics(config.precision, torch.device("cpu"))
     numerics.prepare(model)
     model.eval()
+    taken = input_type(model)
     training = config.training
     batches = Batches(
         dataset, seed=training.seed, batch=training.batch, augment=config.data.augment
@@ -100,7 +101,8 @@ def evaluate_model(
     loss, correct, count = 0.0, 0, 0
     for x, y in batches.evaluation(split, training.evaluation_batch):
         with numerics.autocast():
-            scores = model(numerics.arrange(x))
+            x = numerics.arrange(x)
+            scores = model(x.to(taken) if x.is_floating_point() else x)
         scores = scores if scores.dtype == torch.float64 else scores.float()
         # Scores of tokens (B, T, V) are those of B * T samples.
         loss += F.cross_entropy(scores.flatten(0, -2), y.flatten(), reduction="sum").item()

@@ -11,11 +11,13 @@ from blocklocal.identity import check_checkpoint, check_settings, check_units, m
 from learning.data import Preprocessing, load_dataset
 from learning.errors import UserError
 from learning.expected import check_model
+from learning.module_state import weights_of
 from learning.networks import build_network
+from learning.numerics import widen
 from learning.prediction import Trained
 from learning.units import units_of
 from orchestrator.rundir import RunDirectory
-from orchestrator.tensors import model_state
+from orchestrator.tensors import load_model, model_state
 
 
 def load(
@@ -65,10 +67,9 @@ def load_checkpoint(
         model = _network(config, found.preprocessing)
     check_units(made, units_of(model))
     if config.precision.compute == "float64":
-        model = model.double()
-    state = model_state(found.state)
-    check_model(model.state_dict(), state, run.path)
-    model.load_state_dict(state)
+        widen(model)
+    check_model(weights_of(model), model_state(found.state), run.path)
+    load_model(model, found.state)
     model.eval()
     source, batch = f"checkpoint {step} of {run.path}", config.training.evaluation_batch
     return config, Trained(model, found.preprocessing, config.precision, batch, source)

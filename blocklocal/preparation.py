@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 
 import ray
 import torch
@@ -22,16 +23,21 @@ from learning.data import Batches, Dataset, ReversalSettings, TextSettings, load
 from learning.errors import UserError, exits_named
 from learning.fingerprints import data_fingerprint
 from learning.learners.base import LearnerSettings
+from learning.module_checks import check_modules
 from learning.networks import GPTSettings, build_network
-from learning.numerics import Numerics
+from learning.networks.custom import CustomSettings
+from learning.numerics import Numerics, input_type, widen
 from learning.policies.subspace import rank_of
 from learning.rules import Backprop
+from learning.surroundings import check_surroundings
 from learning.units import Unit, units_of
 from orchestrator.fingerprints import Fingerprints
 from orchestrator.placement import even_cpus, free_resources
 from orchestrator.plan import Plan
 from orchestrator.planning import make_plan
+from orchestrator.profile import unit_types
 from orchestrator.program import SourcePlace
+from orchestrator.rehearsal import FEW, rehearse
 from orchestrator.schedule import Schedule
 
 
@@ -98,15 +104,21 @@ def prepare(
             training.seed,
             tokens=dataset.tokens,
         )
+    check_surroundings()
     units = units_of(model)
     if made is not None:
         check_units(made, units)
-    model.to(dtype=_numerics(config).dtype)
+    check_modules(units, fused=config.update.fused)
+    if config.precision.compute == "float64":
+        widen(model)
+    own = "network" in given or isinstance(config.network, CustomSettings)
     threads = config.engine.resources.threads or max(1, cores() // config.blocks.count)
     steps = training.steps or max(1, round(training.epochs * batches.steps_per_epoch))
-    program_of = partial(_program, config, dataset, model, steps)
+    types = _types(config, dataset, model, units) if own else [_numerics(config).dtype]
+    program_of = partial(_program, config, dataset, model, steps, types)
     if plan is None:
-        plan = _plan(config, units, dataset, batches, program_of, threads)
+        kind = _input_type(config, model)
+        plan = _plan(config, units, dataset, batches, program_of, threads, kind)
     else:  # what actors reserve may change on resuming
         cpus, gpus = _cpus(config, len(plan.blocks)), config.engine.resources.gpus
         reserved = (b.model_copy(update={"cpus": cpus, "gpus": gpus}) for b in plan.blocks)
@@ -117,8 +129,14 @@ def prepare(
                 f"{plan.blocks[0].input_shape}: resume it with its own data"
             )
     program = program_of(tuple(b.output_shape for b in plan.blocks))
-    shard = sample_rows(config, dataset, training.batch // training.shards)
-    check_program(program, plan.units_of_blocks(units), shard)
+    blocks = plan.units_of_blocks(units)
+    if own:
+        ends = accumulate(len(block) for block in blocks)
+        program = replace(program, output_types=tuple(types[end - 1] for end in ends))
+    shard = sample_rows(config, dataset, training.batch // training.shards, program.input_type)
+    check_program(program, blocks, shard)
+    if own:
+        rehearse(program, blocks, *batches.shard(0, 0))
     check_lanes(program, config.lanes.max)
     if config.engine.recovery.mode == "local":
         check_local_recovery(program)
@@ -146,6 +164,7 @@ def _program(
     dataset: Dataset,
     model: nn.Module,
     steps: int,
+    types: Sequence[torch.dtype],
     output_shapes: Sequence[tuple[int, ...]],
 ) -> Program:
     """The configuration's rule for blocks with these outputs.
@@ -175,7 +194,25 @@ def _program(
         input_shape=dataset.input_shape,
         target_shape=dataset.target_shape,
         subspace=rank_of(model),
+        input_type=_input_type(config, model),
+        auxiliary_type=torch.float64 if torch.float64 in types else torch.float32,
+        all_train=not model.training,
     )
+
+
+def _input_type(config: RunConfig, model: nn.Module) -> torch.dtype:
+    return torch.float64 if config.precision.compute == "float64" else input_type(model)
+
+
+def _types(
+    config: RunConfig, dataset: Dataset, model: nn.Module, units: Sequence[Unit]
+) -> list[torch.dtype]:
+    """The type of each unit's output, in the types that the network has."""
+    kind, shard = _input_type(config, model), config.training.batch // config.training.shards
+    try:
+        return unit_types(units, sample_rows(config, dataset, min(FEW, shard), kind))
+    except UserError:  # a unit may be made for shards of one size
+        return unit_types(units, sample_rows(config, dataset, shard, kind))
 
 
 def _check_direction(config: RunConfig) -> None:
@@ -246,9 +283,11 @@ def _numerics(config: RunConfig) -> Numerics:
     return Numerics(config.precision, torch.device("cpu"))
 
 
-def sample_rows(config: RunConfig, dataset: Dataset, rows: int) -> Tensor:
-    """Inputs of the type that blocks receive; their values do not matter."""
-    dtype = torch.int64 if dataset.tokens else _numerics(config).dtype
+def sample_rows(
+    config: RunConfig, dataset: Dataset, rows: int, kind: torch.dtype | None = None
+) -> Tensor:
+    """Inputs of the type that blocks receive, `kind` for numbers; their values do not matter."""
+    dtype = torch.int64 if dataset.tokens else kind or _numerics(config).dtype
     return torch.zeros(rows, *dataset.input_shape, dtype=dtype)
 
 
@@ -259,10 +298,11 @@ def _plan(
     batches: Batches,
     program_of: Callable[[Sequence[tuple[int, ...]]], Program],
     threads: int,
+    kind: torch.dtype,
 ) -> Plan:
     """Cut the network by what it takes as it will run: in type, in threads, under the rule."""
     numerics, training, balance = _numerics(config), config.training, config.blocks.balance
-    sample = sample_rows(config, dataset, training.batch)
+    sample = sample_rows(config, dataset, training.batch, kind)
     cpus, gpus = _cpus(config, config.blocks.count), config.engine.resources.gpus
     measure = None
     if balance != "parameters" and not isinstance(config.rule, Backprop):

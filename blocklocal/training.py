@@ -37,7 +37,7 @@ from orchestrator.plan import Plan
 from orchestrator.program import Calendar
 from orchestrator.rundir import RunDirectory
 from orchestrator.stopping import Stopping
-from orchestrator.tensors import State, export, model_state
+from orchestrator.tensors import State, export, load_model
 from orchestrator.trainer import Observer, StopTraining, Trainer
 from orchestrator.version import code_version
 from tuning.tracker import Tracker
@@ -272,7 +272,7 @@ def _train(
             reached = steps if stop is None else _named(run, stop)
             state = run.checkpoints.load(reached).state if reached else {}
             if state:
-                prepared.model.load_state_dict(model_state(state))
+                load_model(prepared.model, state)
             prepared.model.eval()
             trained = _trained(prepared, f"checkpoint {reached} of {run.path}")
             run.update_state(status="finished" if stop is None else "stopped")

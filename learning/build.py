@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -23,6 +23,7 @@ from learning.policies.choice import make_codec
 from learning.policies.codecs import Codec
 from learning.rules import Rule
 from learning.rules.base import Site
+from learning.surroundings import Surroundings
 from learning.units import Unit
 
 CPU = torch.device("cpu")
@@ -37,6 +38,11 @@ class Program:
         input_shape: of the network's input, without batch.
         target_shape: of a sample's labels: () or, for one a token, (T,).
         subspace: rank of the subspace that the network's residual stream stays in, if it does.
+        input_type: in which the network takes numbers; None: as they come.
+        output_types: of blocks 1..K; empty: the auxiliary type.
+        auxiliary_type: of what a rule adds beside no block, or any where types are not known.
+        all_train: whether all units train, whatever mode the user's module is in.
+        surroundings: of the process in which the user called.
     """
 
     rule: Rule
@@ -46,11 +52,28 @@ class Program:
     input_shape: tuple[int, ...] = ()
     target_shape: tuple[int, ...] = ()
     subspace: int | None = None
+    input_type: torch.dtype | None = None
+    output_types: tuple[torch.dtype, ...] = ()
+    auxiliary_type: torch.dtype = torch.float32
+    all_train: bool = False
+    surroundings: Surroundings = field(default_factory=Surroundings.here)
 
     @property
     def blocks(self) -> int:
         """K."""
         return len(self.output_shapes)
+
+    def entering_type(self, k: int) -> torch.dtype | None:
+        """The type in which block k reads numbers; None: as they come."""
+        if k == 1:
+            return self.input_type
+        return self.output_types[k - 2] if self.output_types else None
+
+    def type_beside(self, k: int) -> torch.dtype:
+        """The type of what a rule adds to block k: what it reads fits in."""
+        if not self.output_types:
+            return self.auxiliary_type
+        return torch.float64 if self.output_types[k - 1] == torch.float64 else torch.float32
 
     @property
     def feedback_modules(self) -> int:
@@ -140,6 +163,9 @@ def build_block(
         reading=program.reading(k),
         image=rule.needs_image,
         codec=_codec(program),
+        all_train=program.all_train,
+        input_type=program.entering_type(k),
+        auxiliary_type=program.type_beside(k),
         **more,
     )
 
@@ -208,4 +234,5 @@ def build_feedback(program: Program, k: int, device: torch.device = CPU) -> Feed
         program.feedback_chain,
         settings,
         device,
+        program.auxiliary_type,
     )

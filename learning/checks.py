@@ -47,13 +47,19 @@ def check_program(program: Program, blocks: Sequence[Sequence[Unit]], sample: Te
         shape = program.output_shapes[k - 1]
         if learner.objective is None:
             continue
-        h = torch.zeros(len(sample), *shape, dtype=learner.numerics.dtype)
+        kind = program.output_types[k - 1] if program.output_types else learner.numerics.dtype
+        if not kind.is_floating_point:
+            raise UserError(
+                f"block {k} gives {kind}, of which no loss can be formed: let its last unit "
+                "give real numbers, cut the network at another unit or use rule.kind = backprop"
+            )
+        h = learner.numerics.for_own(torch.zeros(len(sample), *shape, dtype=kind))
         reading = program.reading(k)
         try:
             if reading is not None:
                 unit = blocks[reading.publisher - 1][reading.unit]
                 learner.objective.take(unit.module.state_dict())
-            image = learner.numerics.arrange(sample) if program.rule.needs_image else None
+            image = learner.numerics.for_own(sample) if program.rule.needs_image else None
             learner.objective(h, Told(y, tables.get(k), image))
         except UserError:
             raise
@@ -79,7 +85,7 @@ def _check_one_sample(program: Program, blocks: Sequence[Sequence[Unit]], sample
         learner = build_block(program, k, copy.deepcopy(list(units)))
         with learner.numerics.autocast():
             try:
-                x = learner.chain(learner.numerics.arrange(x))
+                x = learner.chain(learner.entering(x))
             except ValueError as error:
                 reason = " ".join(str(error).split())
                 raise UserError(
@@ -93,7 +99,7 @@ def _check_units(program: Program, blocks: Sequence[Sequence[Unit]], sample: Ten
     x = sample
     for k, units in enumerate(blocks, start=1):
         learner = build_block(program, k, copy.deepcopy(list(units)))
-        x = learner.numerics.arrange(x)
+        x = learner.entering(x)
         with seeded(CPU, program.settings.seed, "check", k), learner.numerics.autocast():
             check_units(learner.chain, program.settings.precision, k, x)
             with torch.no_grad():

@@ -15,6 +15,7 @@ from learning.learners.delayed import DelayedBlock
 from learning.learners.feedback import FeedbackLearner
 from learning.learners.replay import ReplayingBlock
 from learning.messages import block_name, feedback_name
+from learning.module_state import from_json
 from learning.policies.optimizers import make_optimizer
 from learning.settings import OptimizerSettings
 from learning.units import Chain, Unit
@@ -22,6 +23,9 @@ from learning.units import Chain, Unit
 Kind = tuple[torch.dtype, tuple[int, ...]]
 """Type and shape of a tensor."""
 
+_FROZEN = "flags.frozen"
+_OF_ANY_SIZE = ("flags.", "extra.")
+"""Parts of a state that hold JSON."""
 _UNDER_WAY = ("sent", "pending", "stashed", "replay")
 """Parts of a state whose names depend on the step."""
 
@@ -81,6 +85,7 @@ class Expected:
         learning: the parameters that the optimizer changes, by name.
         optimizer: its settings.
         learnt: whether a step has changed any of them.
+        frozen: names of the block's parameters that do not learn.
         required: parts of names under way, `<part>.<step>.<shard>` and the like.
     """
 
@@ -93,6 +98,7 @@ class Expected:
         learnt: bool,
         outer: bool,
         required: Iterable[str] = (),
+        frozen: Iterable[str] = (),
     ) -> None:
         self._whole = {name: _kind(tensor) for name, tensor in whole.items()}
         if outer:
@@ -100,7 +106,7 @@ class Expected:
                 self._whole |= {f"outer.{part}.{n}": _kind(p) for n, p in learning.items()}
         self._learning, self._learnt = learning, learnt
         self._keys = {dtype: _optimizer_keys(optimizer, dtype) for dtype in _types(learning)}
-        self._required = tuple(required)
+        self._required, self._frozen = tuple(required), set(frozen)
 
     @classmethod
     def of_block(
@@ -108,7 +114,8 @@ class Expected:
     ) -> Expected:
         """What block `learner.index` holds, which is built without its `units`."""
         chain, settings = Chain(units), program.settings
-        whole = {f"model.{name}": tensor for name, tensor in chain.original_state().items()}
+        whole = {n: t for n, t in chain.whole_state().items() if not n.startswith(_OF_ANY_SIZE)}
+        frozen = [chain.original_name(n) for n, p in chain.named_parameters() if not _learns(p)]
         named = [(chain.original_name(n), p) for n, p in chain.named_parameters()]
         if learner.objective is not None:
             own = learner.objective
@@ -129,6 +136,7 @@ class Expected:
             learnt=any(learner.credit.at(t).sources(learner.index, learner.last) for t in done),
             outer=settings.outer is not None,
             required=required,
+            frozen=frozen,
         )
 
     @classmethod
@@ -150,6 +158,10 @@ class Expected:
             UserError: naming the first tensor that differs.
         """
         wanted = dict(self._whole)
+        if _FROZEN in state:
+            self._check_frozen(set(from_json(state[_FROZEN])), where)
+        else:  # of a version that kept neither
+            wanted = {n: kind for n, kind in wanted.items() if not n.startswith("hidden.")}
         moments = partition_state({n: t for n, t in state.items() if n.startswith("optimizer.")})
         known = {full.rsplit(".", 1)[0] for full in moments["optimizer"]}
         has_keys = any(self._keys.values())
@@ -163,13 +175,22 @@ class Expected:
                 for key, kind in self._keys[parameter.dtype].items():
                     same = _kind(parameter) if kind is None else kind
                     wanted[f"optimizer.{name}.{key}"] = same
-        found = {n: _kind(t) for n, t in state.items() if not n.startswith(_UNDER_WAY)}
+        passed = (*_UNDER_WAY, *_OF_ANY_SIZE)
+        found = {n: _kind(t) for n, t in state.items() if not n.startswith(passed)}
         for name in sorted({*wanted, *found}):
             if wanted.get(name) != found.get(name):
                 raise UserError(_sentence(name, wanted.get(name), found.get(name), learner, where))
         for name in self._required:
             if name not in state:
                 raise UserError(_sentence(name, "there", None, learner, where))
+
+    def _check_frozen(self, there: set[str], where: object) -> None:
+        for name in sorted(self._frozen ^ there):
+            here, then = ("learns", "is frozen") if name in there else ("is frozen", "learns")
+            raise UserError(
+                f"{name} {here} in this network and {then} in {where}: set its requires_grad as it "
+                "was in that run"
+            )
 
 
 def _sentence(

@@ -15,7 +15,8 @@ Forward (`x`): `x` (b, ...), labels `y` (b, ...), and with some rules the gradie
 sender's loss at `x`, or the network's input `image`. Gradient (`g`): `gradient` (b, ...), of the
 per-sample sum of a loss. Feedback (`table`): natural parameters `b` (C, U, P), label bias `c` (C,);
 its chain (`raw`) carries `raw` (C, U, P). `readout`: `a` (b, U, P) and `y`. `weights`: the state of
-one unit. Floating tensors of `x` and `g` are written by the run's codec.
+one unit. Floating tensors of `x` and `g` are written by the run's codec; `x.order` and the like say
+how the dimensions lie in memory where that is not their own order.
 """
 
 
@@ -60,6 +61,31 @@ def outgoing(tensor: Tensor) -> Tensor:
     counts as contiguous with any stride and NumPy writes anew.
     """
     return tensor.detach().contiguous().view(-1).view(tensor.shape)
+
+
+_ORDER = "order"
+
+
+def in_memory_order(name: str, tensor: Tensor) -> Message:
+    """A tensor for sending whose dimensions keep their order in memory, as `<name>.order`.
+
+    Kernels may round differently in another layout, such as that of images with channels last.
+    The order is the shape of a tensor without numbers: reading one would wait for a GPU. What is
+    in memory neither in one piece nor once is sent in the order of its dimensions.
+    """
+    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
+    if tensor.is_contiguous() or not (dense := tensor.permute(order)).is_contiguous():
+        return {name: outgoing(tensor)}
+    return {name: outgoing(dense), f"{name}.{_ORDER}": torch.empty(0, *order)}
+
+
+def from_memory_order(message: Message, name: str) -> Tensor:
+    """The tensor that `in_memory_order` was given, in its layout."""
+    order = message.get(f"{name}.{_ORDER}")
+    if order is None:
+        return message[name]
+    places = order.shape[1:]
+    return message[name].permute([places.index(d) for d in range(len(places))])
 
 
 def message_bytes(message: Message) -> int:

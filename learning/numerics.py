@@ -16,16 +16,37 @@ from learning.settings import PrecisionSettings
 class Numerics:
     """Applies the precision policy to a module and its inputs on one device."""
 
-    def __init__(self, settings: PrecisionSettings, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: PrecisionSettings,
+        device: torch.device,
+        auxiliary_type: torch.dtype = torch.float32,
+    ) -> None:
         self.settings, self.device = settings, device
-        self.dtype = torch.float64 if settings.compute == "float64" else torch.float32
+        self.dtype = torch.float64 if settings.compute == "float64" else auxiliary_type
         self.memory_format = (
             torch.channels_last if settings.memory_format == "channels-last" else None
         )
 
     def prepare(self, module: nn.Module) -> None:
-        """Move `module` to the device, with its weights in the policy's type and layout."""
+        """Move a user's `module` to the device and layout; its types only change in float64."""
+        module.to(device=self.device)
+        if self.settings.compute == "float64":
+            widen(module)
+        self._lay_out(module)
+
+    def prepare_own(self, module: nn.Module) -> None:
+        """Move an auxiliary network to the device, with its weights in the type of those."""
         module.to(device=self.device, dtype=self.dtype)
+        self._lay_out(module)
+
+    def for_own(self, h: Tensor) -> Tensor:
+        """Numbers for an auxiliary network; under autocast, which casts itself, as they are."""
+        if not h.is_floating_point() or self.settings.compute == "bfloat16":
+            return h
+        return h.to(self.dtype)
+
+    def _lay_out(self, module: nn.Module) -> None:
         if self.memory_format is not None:
             for tensor in (*module.parameters(), *module.buffers()):
                 if tensor.dim() == 4:
@@ -63,13 +84,34 @@ def seeded(device: torch.device, *keys: int | str) -> Iterator[None]:
         yield
 
 
+def widen(module: nn.Module) -> None:
+    """Bring all real numbers of a module to float64 and all complex ones to complex128."""
+    module._apply(_widened)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def input_type(module: nn.Module) -> torch.dtype:
+    """The type in which a network takes numbers: that of its first parameter, or else float32."""
+    for parameter in module.parameters():
+        if parameter.is_complex():
+            return torch.float64 if parameter.dtype == torch.complex128 else torch.float32
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return torch.float32
+
+
 class _Seed(torch.autograd.Function):
     """A scalar whose gradient with respect to `output` is a chosen one."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, gradient: Tensor) -> Tensor:
         ctx.gradient = gradient
-        return output.new_zeros(())
+        return output.new_zeros((), dtype=torch.float32 if output.is_complex() else None)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:

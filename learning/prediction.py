@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from learning.data.preprocessing import Preprocessing
 from learning.data.raw_rows import raw_rows, seen
 from learning.errors import UserError
-from learning.numerics import Numerics
+from learning.numerics import Numerics, input_type
 from learning.settings import PrecisionSettings
 
 
@@ -72,12 +72,13 @@ class Trained:
         known = self.known
         rows = raw_rows(x, known)
         numerics = Numerics(self.precision, device_of(self.model))
-        found = []
+        found, taken = [], input_type(self.model)
         with torch.no_grad(), evaluating(self.model):
             for start in range(0, len(rows), self.batch):
                 part = seen(rows[start : start + self.batch], known)
                 with numerics.autocast():
-                    scores = self.model(numerics.arrange(part))
+                    x = numerics.arrange(part)
+                    scores = self.model(x.to(taken) if x.is_floating_point() else x)
                 scores = scores if scores.dtype == torch.float64 else scores.float()
                 found.append(scores.cpu())
         return torch.cat(found).numpy()
@@ -88,8 +89,7 @@ class Trained:
         Raises:
             UserError: for weights without preprocessing.
         """
-        dtype = Numerics(self.precision, torch.device("cpu")).dtype
-        return FromRaw(self.model, self.known, dtype)
+        return FromRaw(self.model, self.known, input_type(self.model))
 
     def raw_example(self, rows: int = 2) -> Tensor:
         """Raw rows of zeros, of the type and shape that the network was trained on.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from torch import Tensor, nn
 
 from learning.errors import UserError
+from learning.module_state import load_module_state, module_state
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,12 @@ def units_of(model: nn.Module) -> list[Unit]:
     Raises:
         UserError: when `model` is not an `nn.Sequential` or has no units.
     """
+    more = _more_than_its_children(model)
+    if isinstance(model, nn.Sequential) and more:
+        raise UserError(
+            f"the network itself has {more}, which blocks would run without: move that to one of "
+            "its layers"
+        )
     if not _is_plain_sequential(model):
         raise UserError(
             f"a network must be an nn.Sequential, not {type(model).__name__}: "
@@ -42,12 +49,36 @@ def units_of(model: nn.Module) -> list[Unit]:
 
 
 def _is_plain_sequential(module: nn.Module) -> bool:
-    # A subclass with its own forward may do more than chain its children; hooks would be lost.
+    # A subclass with its own forward may do more than chain its children.
     return (
         isinstance(module, nn.Sequential)
         and type(module).forward is nn.Sequential.forward
-        and not (module._forward_hooks or module._forward_pre_hooks)
+        and type(module).__call__ is nn.Module.__call__
+        and not _more_than_its_children(module)
     )
+
+
+def _more_than_its_children(module: nn.Module) -> str | None:
+    """What a module has of its own and would lose if it were opened."""
+    hooks = [
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_state_dict_hooks",
+        "_state_dict_pre_hooks",
+        "_load_state_dict_pre_hooks",
+        "_load_state_dict_post_hooks",
+    ]
+    if any(getattr(module, name, None) for name in hooks):
+        return "hooks"
+    if module._parameters or module._buffers:
+        return "parameters or buffers of its own"
+    if type(module).get_extra_state is not nn.Module.get_extra_state:
+        return "extra state of its own"
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return "a compiled call (module.compile())"
+    return None
 
 
 def _flatten(module: nn.Module, prefix: str) -> Iterator[Unit]:
@@ -140,13 +171,22 @@ class Chain(nn.Module):
 
     def original_name(self, name: str) -> str:
         """Turn `units.<i>.<rest>` into `<unit name>.<rest>`."""
-        _, index, rest = name.split(".", 2)
-        return f"{self.unit_names[int(index)]}.{rest}"
+        _, index, *rest = name.split(".", 2)
+        return ".".join([self.unit_names[int(index)], *rest])
 
     def original_state(self) -> dict[str, Tensor]:
         """Parameters and persistent buffers under their names in the original module."""
-        return {self.original_name(n): t for n, t in self.state_dict().items()}
+        state = self.whole_state()
+        return {n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")}
 
     def load_original_state(self, state: dict[str, Tensor]) -> None:
         """Load the tensors of this block from a (possibly larger) state of the original module."""
-        self.load_state_dict({n: state[self.original_name(n)] for n in self.state_dict()})
+        self.load_whole_state({f"model.{name}": tensor for name, tensor in state.items()})
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """All state of the units under names of the original module: see `module_state`."""
+        return module_state(self, self.original_name)
+
+    def load_whole_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load what `whole_state` gave, or more; of what it may lack, things stay as they are."""
+        load_module_state(self, state, self.original_name)

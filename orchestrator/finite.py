@@ -37,7 +37,7 @@ def _is_finite(tensor: Tensor) -> bool:
     A sum of which one term is not finite is not either, and takes a fortieth of the time. As finite
     terms may add up to too much, each of them is looked at where it is not.
     """
-    if not tensor.is_floating_point():
+    if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 

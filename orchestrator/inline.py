@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from actors.carrying import carried_here
 from actors.operations import Span
 from learning.build import Program
 from learning.data import Batches
@@ -42,7 +43,8 @@ class InlineEngine:
         self._probe = probe
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
-        self._engine = SequentialEngine(program, blocks)
+        # As actors would get them; the user's own stay as they are.
+        self._engine = SequentialEngine(program, [carried_here(units) for units in blocks])
         self._batches, self._evaluation_batch = batches, evaluation_batch
 
     def load(self, state: dict[str, dict[str, Tensor]], step: int) -> None:

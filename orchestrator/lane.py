@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.carrying import Carried
 from actors.shell import Identity
 from actors.shells import ActorClasses, BatchSettings
 from actors.sockets import Endpoint
@@ -135,9 +136,9 @@ def cast(
     if source == "actor":
         actors.append(Actor(SOURCE, lane, classes.source, 1, 0.0, (program, batches, 1)))
     for k, units in enumerate(blocks, start=1):
-        later = blocks[k:] if program.rule.looks_ahead else ()
+        later = [Carried(after) for after in blocks[k:]] if program.rule.looks_ahead else []
         own = batches if k == 1 and source == "block1" else None
-        arguments = (program, k, units, later, threads, own, lane)
+        arguments = (program, k, Carried(units), later, threads, own, lane)
         actors.append(Actor(block_name(k), lane, classes.block, k, share, arguments))
     for k in range(1, program.feedback_modules + 1):
         arguments = (program, k, threads, lane)

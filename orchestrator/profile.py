@@ -6,7 +6,6 @@ gradients, training modes and the global random state stay as they are.
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from actors.carrying import carried_here
 from learning.errors import UserError, one_line
 from learning.memory import check_fits
 from learning.numerics import backward
@@ -103,6 +103,23 @@ def profile_units(units: Sequence[Unit], sample: Tensor, repeats: int = 3) -> li
     return profiles
 
 
+def unit_types(units: Sequence[Unit], sample: Tensor) -> list[torch.dtype]:
+    """The type of each unit's output.
+
+    Args:
+        sample: (B, ...) input of the first unit.
+
+    Raises:
+        UserError: for a unit that does not accept its input or cannot be copied.
+    """
+    types, x = [], sample
+    with isolated(sample.device), torch.no_grad():
+        for unit in units:
+            x = _call(unit, _copy(unit, sample.device), x.clone())
+            types.append(x.dtype)
+    return types
+
+
 def block_activation_bytes(blocks: Sequence[Sequence[Unit]], sample: Tensor) -> list[int]:
     """Measure the bytes each block keeps for its backward pass.
 
@@ -134,12 +151,14 @@ def _copy(unit: Unit, device: torch.device) -> nn.Module:
             "network before planning"
         )
     try:
-        module = copy.deepcopy(unit.module)
+        (arrived,) = carried_here([unit])
+    except UserError:
+        raise
     except Exception as error:  # a module may raise anything
         raise UserError(
-            f"unit {unit.name!r} cannot be copied ({one_line(str(error), 200)}): make it work with "
-            "copy.deepcopy"
+            f"unit {unit.name!r} cannot be copied ({one_line(str(error), 200)}): let it be pickled"
         ) from error
+    module = arrived.module
     module.zero_grad(set_to_none=True)
     return module.to(device).train()
 

@@ -6,10 +6,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from learning.data.preprocessing import Preprocessing
 from learning.errors import UserError
+from learning.module_state import load_module_state
 from orchestrator.files import ANOTHER_FILE, create_file
 from orchestrator.tensor_files import encode_tensors
 
@@ -39,6 +40,14 @@ def model_state(state: State) -> dict[str, Tensor]:
                 )
             merged[name], owner[name] = tensor, learner
     return merged
+
+
+def load_model(model: nn.Module, state: State) -> None:
+    """Load all that the learners know of the original module: weights, buffers and extra state."""
+    merged = {f"model.{name}": tensor for name, tensor in model_state(state).items()}
+    for tensors in state.values():
+        merged |= {n: t for n, t in tensors.items() if n.startswith(("hidden.", "extra."))}
+    load_module_state(model, merged)
 
 
 def export(state: State, path: Path, preprocessing: Preprocessing | None = None) -> None:

@@ -64,11 +64,12 @@ class BlockLearner(InferringBody):
         message = self._intake(step, shard, self._local(message))
         x = message["x"]
         if self.index > 1:
-            x = self.codec.decode(message, "x", self.numerics.dtype)
-        x = self.numerics.arrange(x).detach()
+            x = self.codec.decode(message, "x", self.input_type or self.numerics.dtype)
+        x = self.entering(x).detach()
         hop = self.credit.at(step)
         passed_back = () if self.credit.broadcast else hop.passed_back(self.index, self.last)
-        x.requires_grad_(bool(passed_back) or self._differentiates_input(message))
+        if x.is_floating_point() or x.is_complex():  # nothing learns through integers
+            x.requires_grad_(bool(passed_back) or self._differentiates_input(message))
         version = x._version
         with self._seeded("forward", step, shard), self.numerics.autocast():
             in_place = UserError(
@@ -135,7 +136,7 @@ class BlockLearner(InferringBody):
         dtype = self._pending[step, shard].h.dtype
         gradient = self.codec.decode(self._local(message), "gradient", dtype)
         if self.receptor is not None:
-            gradient = self.receptor(gradient)
+            gradient = self.receptor(self.numerics.for_own(gradient))
         return self._through(step, shard, origin, gradient)
 
     def partial(self) -> Message:
@@ -203,7 +204,8 @@ class BlockLearner(InferringBody):
             self.numerics.autocast(),
             self.auxiliary_buffers.shard(shard),
         ):
-            assessment = self.objective(h, self._told(pending.message, feedback))
+            own = self.numerics.for_own(h)
+            assessment = self.objective(own, self._told(pending.message, feedback))
         if not torch.isfinite(assessment.loss):
             raise NonFiniteLossError(self.index, step, assessment.loss.item())
         tally = self._training.of(shard)
@@ -217,15 +219,18 @@ class BlockLearner(InferringBody):
         weight = pending.sources.get(origin)
         first = self._tail_start(pending.tail) if origin != self.index else 0
         parameters = pending.parameters[first:] if weight is not None else []
-        inputs = [pending.x] if origin in pending.passed_back else []
+        passed_back = origin in pending.passed_back
+        inputs = [pending.x] if passed_back and pending.x.requires_grad else []
         gradient = self.numerics.arrange(gradient.to(pending.h.dtype))
         scale = 0.0 if weight is None else weight
         back = self._backward(step, pending, gradient, parameters, inputs, first, scale)
         if not pending.expected:
             self._release(step, shard)
-        if not inputs:
+        if not passed_back:
             return []
-        there = torch.zeros_like(pending.x) if back[0] is None else back[0]
+        there = back[0] if inputs else None
+        if there is None:
+            there = torch.zeros_like(pending.x)
         return [self.outbox.gradient(self.index - 1, step, shard, origin, there)]
 
     def _backward(

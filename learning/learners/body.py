@@ -13,6 +13,7 @@ from learning.learners.base import LearnerSettings, partition_state
 from learning.learners.outbox import Outbox
 from learning.learners.publishing import Publication, Reading
 from learning.messages import InFlight, Message
+from learning.module_state import Modes, as_json, from_json
 from learning.numerics import Numerics, seeded
 from learning.objectives.base import Objective
 from learning.policies.buffers import ShardBuffers
@@ -33,6 +34,10 @@ class Body:
         reading: whose weights this block's objective reads.
         image: whether the network's input goes along with the activations.
         codec: how activations and gradients are written in messages of training.
+        all_train: whether the user chose no modes: all units train, whatever mode they are in.
+        input_type: to which floating-point inputs are cast, or as which codes are read; None: the
+            type that they have, or the auxiliary one.
+        auxiliary_type: of the objective and receptor, at least.
     """
 
     index: int
@@ -47,23 +52,29 @@ class Body:
     reading: Reading | None = None
     image: bool = False
     codec: Codec = field(default_factory=Codec)
+    all_train: bool = False
+    input_type: torch.dtype | None = None
+    auxiliary_type: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         self.chain = Chain(self.units)
-        self.numerics = Numerics(self.settings.precision, self.device)
+        self.numerics = Numerics(self.settings.precision, self.device, self.auxiliary_type)
         self.numerics.prepare(self.chain)
         found = (getattr(module, "constrain_", None) for module in self.chain.modules())
         self._constraints = [constrain for constrain in found if callable(constrain)]
         self._constrain()
-        self.chain.train()  # whatever mode the user's module came in
+        self.modes = Modes(self.chain)
+        if self.all_train:
+            self.modes.choose([])
+        self.modes.train()
         named = [(self.chain.original_name(n), p) for n, p in self.chain.named_parameters()]
         self.block_parameters = [p for _, p in named if p.requires_grad]
         if self.objective is not None:
-            self.numerics.prepare(self.objective)
+            self.numerics.prepare_own(self.objective)
             self.objective.train()
             named += [(f"auxiliary.{n}", p) for n, p in self.objective.named_parameters()]
         if self.receptor is not None:
-            self.numerics.prepare(self.receptor)
+            self.numerics.prepare_own(self.receptor)
         self.run_units = make_runner(self.chain, self.settings.precision, self.index)
         self.updater = make_updater(
             named,
@@ -102,10 +113,11 @@ class Body:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that training goes on from, by name.
 
-        `model.*` (names of the original module), `auxiliary.*`, `optimizer.*`, where lanes learn
-        apart `outer.*`, and what is under way between steps: `sent.*` and, in subclasses, more.
+        `model.*` (names of the original module) with `hidden.*`, `extra.*` and `flags.*` (see
+        `learning.module_state`), `auxiliary.*`, `optimizer.*`, where lanes learn apart `outer.*`,
+        and what is under way between steps: `sent.*` and, in subclasses, more.
         """
-        state = {f"model.{n}": t for n, t in self.chain.original_state().items()}
+        state = self.chain.whole_state() | self._flags()
         if self.objective is not None:
             state |= {f"auxiliary.{n}": t for n, t in self.objective.state_dict().items()}
         state |= {f"optimizer.{n}": t for n, t in self.updater.state_dict().items()}
@@ -118,13 +130,25 @@ class Body:
         self.buffers.clear()
         self.auxiliary_buffers.clear()
         parts = partition_state(state)
-        self.chain.load_original_state(parts["model"])
+        self.chain.load_whole_state(state)
+        if "evaluation" in parts["flags"]:
+            kept = set(from_json(parts["flags"]["evaluation"]))
+            modules = [n for n, _ in self.chain.named_modules() if n.startswith("units.")]
+            self.modes.choose([n for n in modules if self.chain.original_name(n) in kept])
+            self.modes.train()
         if self.objective is not None:
             self.objective.load_state_dict(parts["auxiliary"])
         self.updater.load_state_dict(parts["optimizer"])
         if self.outer is not None:
             self.outer.load_state_dict(parts["outer"])
         self.in_flight.load_state_dict(parts["sent"], self.device)
+
+    def _flags(self) -> dict[str, Tensor]:
+        """Which modules stay in evaluation mode, and which parameters do not learn."""
+        chain, name_of = self.chain, self.chain.original_name
+        kept = [name_of(n) for n in self.modes.evaluation() if n.startswith("units.")]
+        frozen = [name_of(n) for n, p in chain.named_parameters() if not p.requires_grad]
+        return {"flags.evaluation": as_json(kept), "flags.frozen": as_json(frozen)}
 
     def _not_learnt(self) -> list[Tensor]:
         """What changes without an optimizer, in a fixed order.
@@ -135,6 +159,13 @@ class Body:
             return self.buffers.tensors()
         frozen = [p for p in self.objective.parameters() if not p.requires_grad]
         return [*self.buffers.tensors(), *frozen, *self.objective.buffers()]
+
+    def entering(self, x: Tensor) -> Tensor:
+        """Bring an input of the block to its device, layout and type."""
+        x = self.numerics.arrange(x)
+        if self.index == 1 and self.input_type is not None and x.is_floating_point():
+            x = x.to(self.input_type)
+        return x
 
     def _constrain(self) -> None:
         """Let modules with a method `constrain_()` bring their weights back to where they belong.

@@ -104,10 +104,11 @@ class FeedbackLearner:
     chain: bool
     settings: LearnerSettings
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    auxiliary_type: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        self.numerics = Numerics(self.settings.precision, self.device)
-        self.numerics.prepare(self.module)
+        self.numerics = Numerics(self.settings.precision, self.device, self.auxiliary_type)
+        self.numerics.prepare_own(self.module)
         self.updater = Updater(
             self.module.named_parameters(),
             self.settings.optimizer,

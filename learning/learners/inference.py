@@ -28,14 +28,15 @@ class InferringBody(Body):
         if self.objective is not None:
             self.objective.eval()
         message = self._local(message)
-        x, y = self.numerics.arrange(message["x"]), message["y"]
+        x, y = self.entering(message["x"]), message["y"]
         with self._seeded("infer"), self.numerics.autocast():
             h = self.chain(x)
             if self.objective is not None:
-                assessment = self.objective(h, self._told(message, feedback))
+                own = self.numerics.for_own(h)
+                assessment = self.objective(own, self._told(message, feedback))
                 self._evaluation[split].add(assessment.loss, assessment.scores, y)
                 self.objective.train()
-        self.chain.train()
+        self.modes.train()
         return self.outbox.evaluated(h, message)
 
     def end_evaluation(self, split: str) -> dict[str, float]:
@@ -45,4 +46,6 @@ class InferringBody(Body):
 
     def _told(self, message: Message, feedback: Message | None) -> Told:
         image = self.outbox.input_image(message)
+        if image is not None:
+            image = self.numerics.for_own(image)
         return Told(message["y"], feedback and self._local(feedback), image)

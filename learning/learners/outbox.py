@@ -48,7 +48,7 @@ class Outbox:
         tokens = message["x"] if self.index == 1 else message.get("x.tokens")
         if tokens is not None and tokens.is_floating_point():
             tokens = None  # of a network that does not read tokens
-        coded = self.codec.encode("x", outgoing(h), tokens)
+        coded = self.codec.encode("x", h.detach(), tokens)
         return [Post(block_name(self.index + 1), key, self._on({**coded, **along}, message))]
 
     def evaluated(self, h: Tensor, message: Message) -> Message:

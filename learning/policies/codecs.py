@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learning.messages import Message, outgoing
+from learning.messages import Message, from_memory_order, in_memory_order, outgoing
 
 _FLOOR = 2.0**-100  # smallest scale: keeps zeros apart from 0/0, far below any activation
 
 
 class Codec:
-    """Tensors travel as they are, in their own type. The base of the other codecs."""
+    """Tensors travel as they are, in their own type and layout. The base of the other codecs."""
 
     @torch.no_grad()
     def encode(self, name: str, tensor: Tensor, tokens: Tensor | None = None) -> Message:
@@ -28,8 +28,8 @@ class Codec:
             tensor: of any shape; integers pass unchanged.
             tokens: what the tensor belongs to, (B, T); only the subspace codec reads them.
         """
-        if not tensor.is_floating_point():
-            return {name: outgoing(tensor)}
+        if not tensor.is_floating_point() or type(self) is Codec:
+            return in_memory_order(name, tensor.detach())
         return {n: outgoing(t) for n, t in self._encode(name, tensor.detach(), tokens).items()}
 
     @torch.no_grad()
@@ -42,8 +42,9 @@ class Codec:
             dtype: type of the result. Integers keep their own, and so do tensors that the
                 base class wrote, which travel in it.
         """
-        if not message[name].is_floating_point() and not self._is_coded(message, name):
-            return message[name]
+        passed = not message[name].is_floating_point() or type(self) is Codec
+        if passed and not self._is_coded(message, name):
+            return from_memory_order(message, name)
         return self._decode(message, name, dtype)
 
     def _encode(self, name: str, tensor: Tensor, tokens: Tensor | None) -> Message:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from learning.messages import Message
 from learning.numerics import backward
+from learning.policies.gradient_hooks import GradientHooks
 from learning.policies.optimizers import block_lr, make_optimizer
 from learning.policies.proximal import ProximalPreconditioner
 from learning.policies.schedules import learning_rate_factor
@@ -33,6 +34,7 @@ class Updater:
 
     Attributes:
         observer: called with each update's gradients, for diagnostics.
+        hooks: that the user registered on the parameters.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Updater:
         self.schedule, self.steps, self.batch = schedule, steps, batch
         self.proximal = proximal
         self.observer: Observer | None = None
+        self.hooks = GradientHooks(self.parameters)
         self._portions = self._divide(len(named))
         self._optimizers = [
             make_optimizer([self.parameters[i] for i in portion], optimizer, self.lr)
@@ -156,6 +159,7 @@ class Updater:
         gradients, moments = self._sums.means(partials)
         if self.optimizer is None or not gradients:
             return False
+        self.hooks.change(gradients)
         if self.proximal is not None:
             by_parameter = dict[Tensor, Tensor](
                 (self.parameters[i], g) for i, g in gradients.items()
@@ -167,6 +171,7 @@ class Updater:
             self.observer({self.names[i]: g for i, g in gradients.items()})
         for i, parameter in enumerate(self.parameters):
             parameter.grad = gradients.get(i)
+        self.hooks.accumulated()
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self._advance(self.optimizer, step)

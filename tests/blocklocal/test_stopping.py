@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def test_a_stopped_run_ends_with_the_checkpoint_that_is_named(
     saved = run.checkpoints.load(result.checkpoint).state
     assert_same_bits(dict(model.state_dict()), model_state(saved))
     assert (run.path / "report.md").exists()
+
+
+def test_before_the_first_checkpoint_the_weights_are_those_of_the_beginning(tmp_path: Path) -> None:
+    model = _network()
+    before = copy.deepcopy(model.state_dict())
+    result = _stopped(tmp_path / "run", StopsAfter(0), model)
+    assert result.stopped and result.checkpoint == 0
+    assert_same_bits(dict(model.state_dict()), dict(before))
+    assert state_of(tmp_path / "run")["status"] == "stopped"
 
 
 def test_a_stopped_run_goes_on_to_the_bits_of_one_that_was_not(tmp_path: Path) -> None:

@@ -128,7 +128,8 @@ def make_engine(
 ) -> SequentialEngine:
     """Cut a copy of `model` before the units named `at` and build its engine."""
     blocks = split(units_of(copy.deepcopy(model)), at)
-    program = Program(rule, settings, tuple(_output_shapes(blocks, x)), classes)
+    shapes = tuple(_output_shapes(blocks, x))
+    program = Program(rule, settings, shapes, classes, all_train=not model.training)
     return SequentialEngine(program, blocks)
 
 

@@ -306,7 +306,7 @@ def test_runs_tell_everything() -> None:
         assert sorted(snapshot_of(events, step).state) == learners
     state = snapshot_of(events, 49).state
     kinds = {name.split(".")[0] for name in state["block1"]}
-    assert kinds == {"model", "auxiliary", "optimizer"}
+    assert kinds == {"model", "flags", "auxiliary", "optimizer"}
     kinds = {name.split(".")[0] for name in state["feedback1"]}
     assert kinds == {"feedback", "optimizer", "sent"}
     losses = [e.metrics["block3"]["loss"] for e in events if isinstance(e, StepDone)]
