@@ -3,8 +3,9 @@
     main thread     Ray: its processes start ─────────────▶ the command line
     other thread    PyTorch, rules, networks ─────────────▶
 
-Both take seconds and neither needs the other. A configuration is checked after both; one that is
-refused takes the cluster with it.
+Both take seconds and neither needs the other. The configuration is checked before both as far as
+that takes no PyTorch (see `blocklocal.early`): no cluster starts for one that has a wrong key or
+value. What is found later, such as settings that do not go together, takes the cluster with it.
 """
 
 from __future__ import annotations
@@ -16,32 +17,24 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
+from blocklocal.early import Schema
 from blocklocal.signals import handled
 from learning.errors import UserError
-from learning.yaml_files import read_yaml
 from orchestrator.stopping import Stopping
-
-_ELSEWHERE = ("engine=", "engine.kind=", "engine.address=")
 
 
 def wants_local_cluster(words: Sequence[str]) -> bool:
     """Whether a command line will certainly start a cluster here, if it is right in all else."""
     if list(words[:1]) != ["train"] or any(word.startswith("-") for word in words):
         return False
-    settings = list(words[1:])
-    written: object = {}
-    if settings and "=" not in settings[0]:
-        try:
-            written = read_yaml(Path(settings.pop(0)))
-        except UserError:
-            return False  # the command says what is wrong with the file
-    engine = written.get("engine") if isinstance(written, dict) else None
-    if engine is not None and not (isinstance(engine, dict) and _here(engine)):
+    schema = Schema.load()
+    try:
+        tree = schema.configuration(words[1:])
+    except ValueError:  # the command says what is wrong with it
         return False
-    return not any(word.startswith(_ELSEWHERE) or "=" not in word for word in settings)
-
-
-def _here(engine: dict[object, object]) -> bool:
+    if not schema.fits(tree):
+        return False
+    engine = tree.get("engine", {})
     return engine.get("kind", "ray") == "ray" and engine.get("address") is None
 
 

@@ -13,6 +13,7 @@ import ray
 from blocklocal import launch
 from blocklocal.clusters import cluster
 from blocklocal.config import make_config
+from blocklocal.early import SCHEMA, made
 from orchestrator.plan import Plan
 from tests.blocklocal.helpers import SMALL, command, only_sentence
 
@@ -80,9 +81,44 @@ def test_a_refused_configuration_takes_the_early_cluster_with_it(
     monkeypatch.setattr(ray, "is_initialized", lambda: bool(did))
     monkeypatch.setattr(ray, "init", lambda **_: did.append("init"))
     monkeypatch.setattr(ray, "shutdown", lambda: did.append("shutdown"))
-    assert launch.main(["train", "training.batch=none"]) == 2
+    shards = ["training.batch=10", "training.shards=4"]  # each of them is right in itself
+    assert launch.main(["train", *shards]) == 2
     assert "training.batch" in only_sentence(capsys.readouterr().err)
     assert did == ["init", "shutdown"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["training.batch=none"], "training.batch = 'none' is not possible"),
+        (["training.batch=yes"], "training.batch = 'yes' is not possible"),
+        (["training.bach=3"], "unknown setting training.bach: did you mean training.batch?"),
+        (["optimizer.lr=.inf"], "optimizer.lr = inf is not possible"),
+        (["rule.kind=magic"], "rule.kind = 'magic' is unknown"),
+        (["rule.kind=bll", "rule.latent.grid=0"], "rule.latent.grid = 0 is not possible"),
+        (["rule.reach=2"], "rule.kind = local has no setting reach"),
+        (["data.kind=arrays"], "data.path is missing"),
+        (["twice.yaml"], "twice.yaml is not valid YAML (line 2: the key 'run' is there already"),
+        (["missing.yaml"], "cannot read missing.yaml"),
+        (["run.name=[a"], "the value of 'run.name=[a' is not valid YAML"),
+    ],
+)
+def test_a_wrong_configuration_is_told_before_a_cluster_starts(
+    capsys: Capture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("twice.yaml").write_text("run: {name: a}\nrun: {name: b}\n")
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("a cluster was started"))
+    assert launch.main(["train", *words]) == 2
+    assert only_sentence(capsys.readouterr().err).startswith(said)
+
+
+def test_the_schema_is_that_of_the_settings() -> None:
+    assert SCHEMA.read_text() == made(), "write it anew: python -m blocklocal.early"
 
 
 def test_a_local_cluster_that_does_not_start(
