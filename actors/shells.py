@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import platform
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import ray
@@ -16,6 +17,8 @@ from actors.mailbox import Mailbox
 from actors.shell import MAIL, Shell
 from learning.build import Program, build_block, build_feedback
 from learning.data import AugmentSettings, Batches, Dataset, DataSettings, load_dataset
+from learning.errors import UserError
+from learning.fingerprints import data_fingerprint
 from learning.units import Unit
 
 _MORE_MAIL = 4  # threads for messages that nobody holds back, and for `stop`
@@ -26,17 +29,35 @@ class BatchSettings(NamedTuple):
 
     Attributes:
         evaluation_batch: rows of a batch of an evaluation.
+        fingerprint: of data that are loaded where batches are made: another node may have others
+            under the same path.
     """
 
     data: DataSettings | Dataset
     augment: AugmentSettings
     evaluation_batch: int
+    fingerprint: Mapping[str, str] | None = None
 
     def source(self, program: Program) -> Source:
-        """Load the data."""
+        """Load the data.
+
+        Raises:
+            UserError: when they are not those of the run.
+        """
         data, settings = self.data, program.settings
+        if not isinstance(data, Dataset):
+            data = load_dataset(data)
+            here = data_fingerprint(data) if self.fingerprint is not None else {}
+            other = [
+                name for name, value in (self.fingerprint or {}).items() if here[name] != value
+            ]
+            if other:
+                raise UserError(
+                    f"{platform.node()}, where batches are made, has other data under the paths of "
+                    f"data ({', '.join(other)}): give all nodes the same files"
+                )
         batches = Batches(
-            data if isinstance(data, Dataset) else load_dataset(data),
+            data,
             seed=settings.seed,
             batch=settings.batch,
             shards=settings.shards,

@@ -43,6 +43,7 @@ def engine_of(prepared: Prepared, probe: Probe | None = None) -> Engine:
             lanes=config.lanes.min,
             grows=config.lanes.max > 1 or config.engine.address is not None,
             patience=config.engine.recovery.patience,
+            fingerprint=prepared.fingerprints.data,
         ),
         config.engine.recovery,
         config.lanes,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -60,11 +60,13 @@ class Chain:
         lanes: int = 1,
         grows: bool = False,
         patience: float = 300.0,
+        fingerprint: Mapping[str, str] | None = None,
     ) -> None:
         """Start all actors and wire them.
 
         Args:
             data: settings of data that are loaded where batches are made, or data in memory.
+            fingerprint: of the data that are to be found there.
             threads: torch threads of each actor.
             window: steps that a block may run ahead of the next one.
             transport: how messages travel between actors.
@@ -85,7 +87,7 @@ class Chain:
         # A thread for each message that may be held back; sockets hold none back.
         # Twice: who sends may be replaced while what it has sent still waits.
         classes = actor_classes(2 * self._messages if transport == "object_store" else 0)
-        batches = BatchSettings(data, augment, evaluation_batch)
+        batches = BatchSettings(data, augment, evaluation_batch, fingerprint)
         self.cast: Cast = partial(cast, program, blocks, batches, classes, threads, source)
         self.lanes: list[Lane] = []
         self.spare: list[Lane] = []
