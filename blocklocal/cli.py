@@ -23,6 +23,7 @@ from blocklocal.commands.runs import (
 from blocklocal.commands.train import train_command
 from blocklocal.commands.tune import tune_command
 from blocklocal.signals import handled
+from learning.doing import shown
 from learning.errors import UserError, exits_named
 from orchestrator.losses import ActorLostError
 from orchestrator.stopping import Stopping
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.path.insert(0, here)  # the user's own networks live beside their YAML
     with suppress(RuntimeError):  # torch takes this once a process, before its first work
         torch.set_num_interop_threads(1)
-    with handled() as stopping:
+    with handled() as stopping, shown():
         return _run(sys.argv[1:] if arguments is None else arguments, stopping)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import ray
 from ray.exceptions import AuthenticationError, RayError
 
+from learning.doing import doing
 from learning.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,10 +41,12 @@ def cluster(config: RunConfig) -> Iterator[None]:
         return
     address = config.engine.address
     if address is None:
+        doing("starting Ray")
         with local_cluster():
             yield
         return
     _report_to_nobody()
+    doing(f"connecting to the Ray cluster at {address}")
     try:
         _knock(address)
         with _own_signals():

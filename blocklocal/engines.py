@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from blocklocal.preparation import Prepared
 from learning.data import Dataset
+from learning.doing import doing
 from orchestrator.chain import Chain
 from orchestrator.engine import RayEngine
 from orchestrator.events import Engine
@@ -28,6 +29,7 @@ def engine_of(prepared: Prepared, probe: Probe | None = None) -> Engine:
             threads=prepared.threads,
             probe=probe,
         )
+    doing(f"starting the actors of {len(blocks)} blocks")
     return RayEngine(
         Chain(
             prepared.program,

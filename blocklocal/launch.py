@@ -19,8 +19,12 @@ from pathlib import Path
 
 from blocklocal.early import Schema
 from blocklocal.signals import handled
+from learning.doing import doing, shown
 from learning.errors import UserError
 from orchestrator.stopping import Stopping
+
+_LONG = (["train"], ["compare"], ["tune"], ["plan"], ["doctor"])
+"""Commands that have something to do after they are loaded."""
 
 
 def wants_local_cluster(words: Sequence[str]) -> bool:
@@ -49,11 +53,13 @@ def _command_line() -> Callable[[list[str]], int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; see `blocklocal.cli.main`."""
-    with handled() as stopping:
+    with handled() as stopping, shown():
         return _run(list(sys.argv[1:] if arguments is None else arguments), stopping)
 
 
 def _run(words: list[str], stopping: Stopping) -> int:
+    if words[:1] in _LONG:
+        doing("loading PyTorch")
     if not wants_local_cluster(words):
         return _command_line()(words)
     # Before Ray starts: its workers look for modules where this process does.
@@ -63,6 +69,7 @@ def _run(words: list[str], stopping: Stopping) -> int:
 
         with ThreadPoolExecutor(1) as executor:
             imported = executor.submit(_command_line)
+            doing("starting Ray")
             with local_cluster():
                 return imported.result()(words)
     except UserError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +15,7 @@ from blocklocal.agreement import check_agreement
 from blocklocal.balancing import RuleCosts
 from blocklocal.config import RunConfig
 from blocklocal.identity import Made, check_data, check_units, fingerprints_of
+from blocklocal.precision import cores, threads_of, with_compute
 from blocklocal.resuming import with_absolute_paths
 from learning.build import Program
 from learning.checks import check_lanes, check_local_recovery, check_program
@@ -67,6 +67,8 @@ def prepare(
     dataset: Dataset | None = None,
     plan: Plan | None = None,
     made: Made | None = None,
+    profile: bool = False,
+    read: Dataset | None = None,
 ) -> Prepared:
     """Check a configuration against its data and network.
 
@@ -75,6 +77,8 @@ def prepare(
         dataset: data in memory instead of `config.data`.
         plan: of a run to be resumed; otherwise one is made.
         made: with what that run was made, which data and network must still be.
+        read: what `config.data` is, where it has been read already.
+        profile: time the units also where no cut depends on it, for a plan to be looked at.
 
     Raises:
         UserError: for anything that cannot be run.
@@ -82,7 +86,8 @@ def prepare(
     in_memory = dataset is not None
     given = tuple(n for n, v in (("data", dataset), ("network", model)) if v is not None)
     config = config.model_copy(update={"run": config.run.model_copy(update={"given": given})})
-    dataset = load_dataset(config.data) if dataset is None else dataset
+    dataset = dataset or read or load_dataset(config.data)
+    config = with_compute(config)
     data = data_fingerprint(dataset)
     if made is not None:
         check_data(made, data)
@@ -112,13 +117,13 @@ def prepare(
     if config.precision.compute == "float64":
         widen(model)
     own = "network" in given or isinstance(config.network, CustomSettings)
-    threads = config.engine.resources.threads or max(1, cores() // config.blocks.count)
+    threads = threads_of(config)
     steps = training.steps or max(1, round(training.epochs * batches.steps_per_epoch))
     types = _types(config, dataset, model, units) if own else [_numerics(config).dtype]
     program_of = partial(_program, config, dataset, model, steps, types)
     if plan is None:
         kind = _input_type(config, model)
-        plan = _plan(config, units, dataset, batches, program_of, threads, kind)
+        plan = _plan(config, units, dataset, batches, program_of, threads, kind, profile=profile)
     else:  # what actors reserve may change on resuming
         cpus, gpus = _cpus(config, len(plan.blocks)), config.engine.resources.gpus
         reserved = (b.model_copy(update={"cpus": cpus, "gpus": gpus}) for b in plan.blocks)
@@ -248,11 +253,6 @@ def _check_output(shape: Sequence[int], dataset: Dataset) -> None:
     )
 
 
-def cores() -> int:
-    """Processor cores that this process may use, where the system can tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _with_threads(config: RunConfig, threads: int) -> RunConfig:
     """Fix the number of threads: results depend on it, and a resume may see another machine."""
     resources = config.engine.resources.model_copy(update={"threads": threads})
@@ -299,6 +299,8 @@ def _plan(
     program_of: Callable[[Sequence[tuple[int, ...]]], Program],
     threads: int,
     kind: torch.dtype,
+    *,
+    profile: bool,
 ) -> Plan:
     """Cut the network by what it takes as it will run: in type, in threads, under the rule."""
     numerics, training, balance = _numerics(config), config.training, config.blocks.balance
@@ -312,6 +314,15 @@ def _plan(
     torch.set_num_threads(threads)
     try:
         with numerics.autocast():
-            return make_plan(units, config.blocks, sample, cpus=cpus, gpus=gpus, measure=measure)
+            return make_plan(
+                units,
+                config.blocks,
+                sample,
+                cpus=cpus,
+                gpus=gpus,
+                # A block is moved when it takes more of a step than its share was.
+                profile=profile or config.engine.rebalance is not None,
+                measure=measure,
+            )
     finally:
         torch.set_num_threads(before)

@@ -19,6 +19,7 @@ from blocklocal.config import (
     overlay,
     read_tree,
 )
+from blocklocal.precision import with_compute
 from blocklocal.resuming import with_absolute_paths
 from learning.errors import UserError
 from tuning.settings import SweepSettings
@@ -72,7 +73,7 @@ class SweepFile:
             if name not in RunConfig.model_fields and name.startswith(("sw", "sp")):
                 near = "space" if name.startswith("sp") else "sweep"
                 raise UserError(f"unknown setting {name}: did you mean {near}?")
-        base = with_absolute_paths(make_config(_cut_alike(rest)))
+        base = with_absolute_paths(with_compute(make_config(_cut_alike(rest))))
         settings = make_settings(tree.get("sweep") or {})
         space = Space.read(tree.get("space"), list(known_keys()), CLOSED)
         if base.blocks.at == "auto" and base.blocks.balance == "time":

@@ -14,7 +14,8 @@ from typing import Any
 
 from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, make_config
-from blocklocal.preparation import available_cpus, cores
+from blocklocal.precision import cores
+from blocklocal.preparation import available_cpus
 from blocklocal.signals import handled
 from blocklocal.sweep_checks import (
     Length,

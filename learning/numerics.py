@@ -22,6 +22,7 @@ class Numerics:
         device: torch.device,
         auxiliary_type: torch.dtype = torch.float32,
     ) -> None:
+        assert settings.compute != "auto", "it is chosen before a block is built"
         self.settings, self.device = settings, device
         self.dtype = torch.float64 if settings.compute == "float64" else auxiliary_type
         self.memory_format = (

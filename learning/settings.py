@@ -103,7 +103,10 @@ ScheduleSettings = Annotated[
 class PrecisionSettings(Settings):
     """The numeric policy of a block: what it computes in, layout of images, which kernels."""
 
-    compute: Literal["float32", "bfloat16", "float64"] = "float32"
+    compute: Literal["float32", "bfloat16", "float64", "auto"] = Field(
+        default="float32",
+        description="auto: float32 or bfloat16, what a short measurement finds faster here",
+    )
     memory_format: Literal["contiguous", "channels-last"] = "contiguous"
     compile: Literal["none", "inductor", "cuda-graphs"] = Field(
         default="none", description="how a block's units run in training: one by one, or as one"

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from learning.bounds import Depth, Names
+from learning.doing import doing
 from learning.errors import UserError
 from learning.settings import Settings
 from learning.units import Unit, check_ownership, split
@@ -48,7 +49,7 @@ def make_plan(
     *,
     cpus: float = 1.0,
     gpus: float = 0.0,
-    profile: bool = True,
+    profile: bool = False,
     measure: BlockCosts | None = None,
 ) -> Plan:
     """Cut `units` into blocks.
@@ -64,7 +65,7 @@ def make_plan(
         sample: (B, ...) input of the first unit, B the global batch; values matter little.
         cpus: CPUs each block's actor reserves.
         gpus: GPUs each block's actor reserves.
-        profile: time the units to fill `time_share`; balancing by time needs it and does it anyway.
+        profile: time the units to fill `time_share`; balancing by time does it anyway.
         measure: what the blocks of a cut cost under the rule, in time or in memory.
 
     Raises:
@@ -75,12 +76,15 @@ def make_plan(
     if blocks is None:
         partition([0] * len(units), settings.count)
     timed = profile or (blocks is None and settings.balance == "time")
+    if timed:
+        doing(f"timing the {len(units)} units of the network")
     sizes = profile_units(units, sample) if timed else measure_units(units, sample)
     if blocks is None:
         costs = [_cost(size, settings.balance) for size in sizes]
         counts = partition(costs, settings.count)
         check_ownership(group(units, counts))
         if measure is not None and settings.balance != "parameters" and settings.count > 1:
+            doing("measuring cuts under the rule")
             counts = refine(counts, lambda counts: _measured(units, sizes, counts, measure))
         blocks = group(units, counts)
     activations = block_activation_bytes(blocks, sample)

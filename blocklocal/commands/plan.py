@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from blocklocal import simulating
 from blocklocal.commands.terminal import configuration, console, say
 from blocklocal.preparation import Prepared, prepare
+from learning.compute_type import measured
 from learning.errors import UserError
 from learning.rules import Backprop
 from orchestrator.costs import measure_costs, uncompiled
@@ -37,8 +38,10 @@ def plan_command(
     numbers = simulating.counts(devices, machines) if simulate else []
     simulating.check_picture(picture)
     simulating.check_free(save)
-    prepared = prepare(configuration(words))
+    prepared = prepare(configuration(words), profile=True)
     console.print(prepared.plan.table())
+    if prepared.config.engine.resources.gpus == 0:
+        say(f"{measured(prepared.threads)} in {prepared.threads} threads of this processor")
     _limits(prepared)
     if simulate:
         rows = simulating.predict(prepared, machines, numbers, say)

@@ -24,6 +24,8 @@ from blocklocal.compare.study import Combination, Key, Study, expand, load_study
 from blocklocal.compare.summary import Summary, metric_of, summarise, value_of
 from blocklocal.preparation import prepare
 from blocklocal.signals import handled
+from learning.data import Dataset, DataSettings
+from learning.doing import doing
 from learning.errors import UserError
 from orchestrator.record_files import replace_record
 from orchestrator.version import code_version
@@ -79,12 +81,17 @@ class Comparison:
             UserError: naming the combination that could not.
         """
         wanted = {job.combination.key for job in jobs}
+        read: tuple[DataSettings, Dataset] | None = None
         for combination in self.combinations:
             if combination.key in wanted:
+                doing(f"checking {combination.label}")
+                config = combination.config(self.study.seeds[0])
+                known = read[1] if read is not None and read[0] == config.data else None
                 try:
-                    prepared = prepare(combination.config(self.study.seeds[0]))
+                    prepared = prepare(config, read=known)
                 except UserError as error:
                     raise UserError(f"{combination.label}: {error}") from error
+                read = config.data, prepared.dataset
                 if not len(prepared.dataset.split(self.study.split)):
                     raise UserError(
                         f"split = {self.study.split!r} has no rows: use test or set data.validation"

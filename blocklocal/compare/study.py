@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from blocklocal.config import RunConfig, lay_words, make_config, overlay, read_tree
+from blocklocal.precision import settled
 from learning.bounds import (
     MOST_LABEL,
     Depths,
@@ -141,6 +142,8 @@ def load_study(path: Path) -> Study:
 def expand(study: Study, path: Path, words: Sequence[str] = ()) -> list[Combination]:
     """All combinations of a study, networks outermost and rules innermost.
 
+    Where `precision.compute` is auto, all of them get the type that is faster here.
+
     Args:
         path: of the study file, beside which the base lies.
         words: `dotted.key=value`, laid over the base and the study's settings.
@@ -153,7 +156,7 @@ def expand(study: Study, path: Path, words: Sequence[str] = ()) -> list[Combinat
     lay(base, study.settings)
     lay_words(base, words)
     return [
-        Combination(rule, network, blocks, _laid(base, of_network, of_blocks, of_rule))
+        Combination(rule, network, blocks, settled(_laid(base, of_network, of_blocks, of_rule)))
         for network, of_network in (study.networks or {None: ()}).items()
         for blocks, of_blocks in _blocks(study, base).items()
         for rule, of_rule in study.rules.items()

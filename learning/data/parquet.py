@@ -16,6 +16,7 @@ from learning.data.images import decode_image
 from learning.data.memory import amount
 from learning.data.splits import check_first_rows
 from learning.data.words import listed, reason
+from learning.doing import doing
 from learning.errors import UserError, named, shown
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def read_parquet(
     entry = CacheEntry.of(cache_directory(cache), path, (image, label), limit)
     found = entry.load()
     if found is None:
+        doing(f"decoding the images of {named(path)}, once")
         _build(entry, path, image, label, limit, setting)
         found = entry.load()
     if found is None:

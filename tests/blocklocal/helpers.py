@@ -42,7 +42,7 @@ def command(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
     code = cli.main([str(word) for word in words])
     captured = capsys.readouterr()
     assert code == 0, captured.err
-    assert captured.err == ""
+    assert without_progress(captured.err) == ""
     return captured.out
 
 
@@ -56,10 +56,16 @@ def sentence(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
 
 
 def only_sentence(error: str) -> str:
-    """What standard error holds, if that is one sentence of the program."""
+    """What standard error holds, if that is one sentence of the program and what it was doing."""
+    error = without_progress(error)
     assert error.startswith("blocklocal: ") and error.endswith("\n")
     assert error.count("\n") == 1, error
     return error.removeprefix("blocklocal: ").rstrip("\n")
+
+
+def without_progress(error: str) -> str:
+    """What standard error holds but for the lines that say what takes long (`learning.doing`)."""
+    return "".join(line for line in error.splitlines(True) if not line.startswith("... "))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:

@@ -192,5 +192,6 @@ def test_the_examples(name: str) -> None:
     assert load_study(path).name == name
     count = {"cifar10": 4, "cifar10-8-blocks": 8, "digits": 3}[name]
     assert all(c.config(0).blocks.count == count for c in found)
-    settings = [c.config(0).rule.model_dump_json() for c in found]
+    made = [c.config(0) for c in found]
+    settings = [one.rule.model_dump_json() + one.optimizer.model_dump_json() for one in made]
     assert len(set(settings)) == len(settings)

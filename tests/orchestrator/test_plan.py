@@ -119,7 +119,7 @@ def test_explicit_cuts_win() -> None:
     plan = make_plan(_units(), settings, X, profile=False)
     assert [b.units for b in plan.blocks] == [("0",), ("1", "2", "3"), ("4",)]
     assert [b.time_share for b in plan.blocks] == [None] * 3
-    timed = make_plan(_units(), settings, X)
+    timed = make_plan(_units(), settings, X, profile=True)
     assert sum(b.time_share or 0 for b in timed.blocks) == pytest.approx(1)
     with pytest.raises(UserError, match="'7', which is not a unit"):
         make_plan(_units(), BlocksSettings(at=("7",)), X)
