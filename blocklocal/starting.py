@@ -53,7 +53,8 @@ def beginning(prepared: Prepared) -> Checkpoint | None:
     else:
         _check_made(prepared, place, found, found.fingerprints)
     blocks = plan.units_of_blocks(prepared.units)
-    check_state(prepared.program, blocks, found.state, found.step, place)
+    whole = found.fingerprints is not None
+    check_state(prepared.program, blocks, found.state, found.step, place, whole=whole)
     if found.step >= steps:
         raise UserError(
             f"run.start = {place} is of step {found.step} and this run has {steps}: raise "

@@ -175,7 +175,8 @@ def resume(
             check_checkpoint(made, found)
             check_rows(found, prepared.dataset, run.path)
             blocks = prepared.plan.units_of_blocks(prepared.units)
-            check_state(prepared.program, blocks, found.state, start, run.path)
+            whole = made.fingerprints is not None
+            check_state(prepared.program, blocks, found.state, start, run.path, whole=whole)
         elif found is not None:
             _adopt(run, prepared, found)
             start = found.step

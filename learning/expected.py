@@ -23,7 +23,7 @@ from learning.units import Chain, Unit
 Kind = tuple[torch.dtype, tuple[int, ...]]
 """Type and shape of a tensor."""
 
-_FROZEN = "flags.frozen"
+_FROZEN, _EVALUATION = "flags.frozen", "flags.evaluation"
 _OF_ANY_SIZE = ("flags.", "extra.")
 """Parts of a state that hold JSON."""
 _UNDER_WAY = ("sent", "pending", "stashed", "replay")
@@ -36,6 +36,8 @@ def check_state(
     state: Mapping[str, Mapping[str, Tensor]],
     step: int,
     where: object,
+    *,
+    whole: bool = False,
 ) -> None:
     """Check that a state is one that this program's learners can go on from.
 
@@ -44,6 +46,7 @@ def check_state(
         state: tensors by learner.
         step: that the state is of: so many steps are finished.
         where: the state is from, for the error message.
+        whole: whether it is of a version that keeps all that a module holds.
 
     Raises:
         UserError: naming the first tensor that is missing, surplus or of another type or shape.
@@ -52,7 +55,7 @@ def check_state(
     learners: dict[str, Expected] = {}
     for k, units in enumerate(blocks, start=1):
         learner = build_block(program, k, (), later=later[k:])  # without the weights of its units
-        learners[block_name(k)] = Expected.of_block(program, learner, units, step)
+        learners[block_name(k)] = Expected.of_block(program, learner, units, step, whole=whole)
     for k in range(1, program.feedback_modules + 1):
         learners[feedback_name(k)] = Expected.of_feedback(build_feedback(program, k))
     for name in sorted({*learners, *state}):
@@ -110,19 +113,28 @@ class Expected:
 
     @classmethod
     def of_block(
-        cls, program: Program, learner: BlockLearner, units: Sequence[Unit], step: int
+        cls,
+        program: Program,
+        learner: BlockLearner,
+        units: Sequence[Unit],
+        step: int,
+        *,
+        whole: bool,
     ) -> Expected:
         """What block `learner.index` holds, which is built without its `units`."""
         chain, settings = Chain(units), program.settings
-        whole = {n: t for n, t in chain.whole_state().items() if not n.startswith(_OF_ANY_SIZE)}
+        named_whole = chain.whole_state()
+        tensors = {n: t for n, t in named_whole.items() if not n.startswith(_OF_ANY_SIZE)}
         frozen = [chain.original_name(n) for n, p in chain.named_parameters() if not _learns(p)]
         named = [(chain.original_name(n), p) for n, p in chain.named_parameters()]
         if learner.objective is not None:
             own = learner.objective
-            whole |= {f"auxiliary.{name}": tensor for name, tensor in own.state_dict().items()}
+            tensors |= {f"auxiliary.{name}": tensor for name, tensor in own.state_dict().items()}
             named += [(f"auxiliary.{name}", p) for name, p in own.named_parameters()]
         done = range(step - learner.delay)
         required = ["replay.arrived"] if isinstance(learner, ReplayingBlock) else []
+        if whole:
+            required += [_FROZEN, _EVALUATION, *(n for n in named_whole if n not in tensors)]
         if isinstance(learner, DelayedBlock):
             waiting = range(max(0, step - learner.delay), step)
             shards = range(settings.shards)
@@ -130,7 +142,7 @@ class Expected:
             if learner.stash != "inputs":
                 required += [f"stashed.{t}.{n}" for t in waiting for n, p in named if _learns(p)]
         return cls(
-            whole,
+            tensors,
             {name: p for name, p in named if _learns(p)},
             settings.optimizer,
             learnt=any(learner.credit.at(t).sources(learner.index, learner.last) for t in done),

@@ -175,6 +175,7 @@ def _saved(run: Path, state: State, told: Fingerprints | None, step: int = STEPS
         rule=kept.rule,
         metrics=kept.metrics,
         fingerprints=told,
+        preprocessing=kept.preprocessing,
     )
 
 
