@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from blocklocal.commands.runs import (
 from blocklocal.commands.train import train_command
 from blocklocal.commands.tune import tune_command
 from blocklocal.signals import handled
+from learning.bounds import usable_path
 from learning.doing import shown
-from learning.errors import UserError, exits_named
+from learning.errors import UserError, exits_named, one_line
 from orchestrator.losses import ActorLostError
 from orchestrator.stopping import Stopping
 
@@ -65,11 +67,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str], stopping: Stopping) -> int:
     try:
         with exits_named():
+            _check_names(arguments)
             code = app(
                 arguments, exit_on_error=False, print_error=False, result_action="return_value"
             )
     except (UserError, CycloptsError) as error:
-        print("\n".join([f"blocklocal: {error}", *_notes(error)]), file=sys.stderr)
+        text = f"blocklocal: {one_line(str(error))}"
+        print("\n".join([text, *_notes(error)]), file=sys.stderr)
         return 2
     except ActorLostError as error:
         text = f"blocklocal: {error}; go on with --resume"
@@ -79,6 +83,21 @@ def _run(arguments: list[str], stopping: Stopping) -> int:
         print(f"blocklocal: {stopping.sentence()}", file=sys.stderr)
         return stopping.code if stopping.asked else 130
     return code if isinstance(code, int) else 0
+
+
+def _check_names(words: Sequence[str]) -> None:
+    """Refuse words that can name no file, before a command looks for it; settings come later.
+
+    Raises:
+        UserError: for the first of them.
+    """
+    for word in words:
+        name = word.partition("=")[2] if word.startswith("--") else word
+        if name and "=" not in name:
+            try:
+                usable_path(name)
+            except ValueError as error:
+                raise UserError(str(error)) from error
 
 
 def _notes(error: BaseException) -> list[str]:

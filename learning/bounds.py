@@ -47,8 +47,8 @@ def _text(text: str) -> str:
     return text
 
 
-def _path(path: Any) -> Any:
-    """Refuse what no file system takes, and what its own records could not show."""
+def usable_path(path: Any) -> Any:
+    """Refuse, as a ValueError, what no file system takes and what records could not show."""
     if not isinstance(path, str | os.PathLike):
         return path
     text = os.fspath(path)
@@ -135,4 +135,4 @@ LongText = Annotated[str, Field(max_length=10_000)]
 Words = Annotated[tuple[LongText, ...], Field(max_length=MOST_ENTRIES)]
 Address = Annotated[str, Field(min_length=1, max_length=2_000), AfterValidator(_text)]
 """Of a server, or a place behind one."""
-FilePath = Annotated[Path, BeforeValidator(_path)]
+FilePath = Annotated[Path, BeforeValidator(usable_path)]

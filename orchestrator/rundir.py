@@ -136,7 +136,7 @@ class RunDirectory(RunRecords):
         """
         path = Path(os.path.abspath(path))
         for name in ("config.yaml", "state.json"):
-            if not (path / name).is_file():
+            if not os.path.isfile(path / name):  # False too for what no system takes as a name
                 raise UserError(
                     f"{path} is not a run directory (no {name}): choose one that a run has made"
                 )

@@ -92,6 +92,52 @@ def test_unknown_commands_and_options(capsys: Capture, words: list[str], named: 
     assert named in refused(capsys, *words)
 
 
+PLAN = ("plan", *SMALL)
+NAMELESS = ("n" * 300, "d/" * 3000, "a\0b", "a\nb", "\x07\u202e", "\udcff")
+
+
+@pytest.mark.parametrize("name", NAMELESS, ids=range(len(NAMELESS)))
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(
+            ["eval"],
+            ["export"],
+            ["report"],
+            ["timeline"],
+            ["track"],
+            ["compare"],
+            ["tune"],
+            ["train"],
+        ),
+        *([name, "--resume"] for name in ("train", "tune")),
+        *(
+            [*PLAN, "--save"],
+            [*PLAN, "--simulate", "--cluster"],
+            [*PLAN, "--simulate", "--picture"],
+        ),
+        *([], ["train", "--checkpoint"], ["eval", "--split"]),
+    ],
+    ids=lambda words: " ".join(w for w in words if "=" not in w),
+)
+def test_names_that_no_file_has(capsys: Capture, words: list[str], name: str) -> None:
+    said = refused(capsys, *words, name)
+    assert len(said) < 500 and said.isprintable()
+    if words and words[-1].startswith("--"):
+        assert refused(capsys, *words[:-1], f"{words[-1]}={name}") == said
+    assert len(refused(capsys, "train", f"--{name}")) < 500
+
+
+@pytest.mark.parametrize("letters", [101, 245, 255])
+def test_a_run_whose_name_leaves_no_room(capsys: Capture, letters: int) -> None:
+    """The names of temporary files are longer than that of the run."""
+    said = refused(capsys, "train", *SMALL, f"run.name={'n' * letters}")
+    assert said.startswith("run.name = 'nnn")
+    if letters > 200:
+        said = refused(capsys, "train", *SMALL, f"run.directory={'n' * letters}")
+        assert "choose another" in said and len(said) < 500
+
+
 def test_a_lost_actor_is_no_traceback(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     def lose(*_: object) -> None:
         raise ActorLostError("block2 lost an actor: killed")
