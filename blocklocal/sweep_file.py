@@ -21,7 +21,7 @@ from blocklocal.config import (
 )
 from blocklocal.precision import with_compute
 from blocklocal.resuming import with_absolute_paths
-from learning.errors import UserError
+from learning.errors import UserError, shown
 from tuning.settings import SweepSettings
 from tuning.space import Space, Values
 
@@ -56,7 +56,7 @@ class SweepFile:
         tree = read_tree(path)
         for word in words:
             if word.startswith("space."):
-                raise UserError(f"{word!r} changes the space: change it in {path}")
+                raise UserError(f"{shown(word)} changes the space: change it in {path}")
             _drop_old_kind(tree, word)
         lay_words(tree, words)
         return cls.of(tree)
@@ -113,7 +113,7 @@ def make_settings(tree: Any) -> SweepSettings:
         UserError: for an unknown key, with the nearest known one, or a wrong value.
     """
     if not isinstance(tree, Mapping):
-        raise UserError(f"sweep = {tree!r} is no section: write sweep: {{trials: 20}}")
+        raise UserError(f"sweep = {shown(tree)} is no section: write sweep: {{trials: 20}}")
     tree = dict(tree)
     for name, kind in (("searcher", "random"), ("scheduler", "none")):
         section = tree.get(name)
@@ -165,7 +165,9 @@ def _list_at(config: RunConfig, path: str, blocks: int) -> list[Any]:
         return list(found)
     if path in PER_BLOCK:
         return [found] * blocks
-    raise UserError(f"space varies an entry of {path} = {found!r}, which is no list: leave it out")
+    raise UserError(
+        f"space varies an entry of {path} = {shown(found)}, which is no list: leave it out"
+    )
 
 
 def _cut_alike(tree: Mapping[str, Any]) -> dict[str, Any]:

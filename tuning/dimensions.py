@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from learning.errors import UserError
+from learning.errors import UserError, shown
 
 Kind = Literal["choice", "grid", "uniform", "loguniform", "quniform", "integer"]
 MOST_VALUES = 10_000
 """More than this nobody lists."""
+_FARTHEST, _FINEST = 1e18, 1e-18
+"""Ends of ranges, and steps within them, that whole numbers of steps can count."""
 _RANGES = {"uniform": 2, "loguniform": 2, "quniform": 3, "integer": 2}
 _KINDS = ("choice", "grid", *_RANGES)
 _KEY = re.compile(r"^(?P<path>[A-Za-z_][\w-]*(?:\.[A-Za-z_][\w-]*)*)(?:\[(?P<index>[1-9]\d*)\])?$")
@@ -145,18 +147,20 @@ def read_dimension(key: str, written: Any) -> Dimension:
         UserError: one sentence for the first thing that is wrong.
     """
     if not isinstance(key, str) or not _KEY.match(key):
-        raise UserError(f"space has the key {key!r}: write a dotted key, such as optimizer.lr[2]")
+        raise UserError(
+            f"space has the key {shown(key)}: write a dotted key, such as optimizer.lr[2]"
+        )
     if not isinstance(written, Mapping):
         raise UserError(
-            f"space.{key} = {written!r} says no values: write {key}: {{choice: [...]}} or another "
-            f"of {', '.join(_KINDS)}"
+            f"space.{key} = {shown(written)} says no values: write {key}: {{choice: [...]}} or "
+            f"another of {', '.join(_KINDS)}"
         )
     kinds = [name for name in written if name != "when"]
     for name in kinds:
         if name not in _KINDS:
             near = difflib.get_close_matches(str(name), [*_KINDS, "when"], n=1)
             hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(_KINDS)}"
-            raise UserError(f"space.{key} has the unknown word {name!r}: {hint}")
+            raise UserError(f"space.{key} has the unknown word {shown(name)}: {hint}")
     if len(kinds) != 1:
         raise UserError(
             f"space.{key} has {len(kinds)} kinds of values: use one of {', '.join(_KINDS)}"
@@ -167,10 +171,10 @@ def read_dimension(key: str, written: Any) -> Dimension:
         return Dimension(key, kind, low=low, high=high, step=step, when=when)
     values = written[kind]
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise UserError(f"space.{key}: {kind} = {values!r} is no list of values: write [a, b]")
+        raise UserError(f"space.{key}: {kind} = {shown(values)} is no list of values: write [a, b]")
     for at, value in enumerate(values):
         if any(same(value, other) for other in values[:at]):
-            raise UserError(f"space.{key}: {kind} names {value!r} twice: leave one out")
+            raise UserError(f"space.{key}: {kind} names {shown(value)} twice: leave one out")
     if kind == "grid" and when:
         raise UserError(f"space.{key}: a grid has no `when`: use choice")
     return Dimension(key, kind, values=tuple(values), when=when)
@@ -183,7 +187,9 @@ def same(a: Any, b: Any) -> bool:
 
 def _conditions(key: str, written: Any) -> dict[str, tuple[Any, ...]]:
     if not isinstance(written, Mapping):
-        raise UserError(f"space.{key}: when = {written!r} is no condition: write {{key: value}}")
+        raise UserError(
+            f"space.{key}: when = {shown(written)} is no condition: write {{key: value}}"
+        )
     return {
         name: tuple(value) if isinstance(value, list) else (value,)
         for name, value in written.items()
@@ -195,7 +201,7 @@ def _range(key: str, kind: str, written: Any) -> tuple[float, float, float]:
     count = _RANGES[kind]
     shape = "[min, max, step]" if count == 3 else "[min, max]"
     if not isinstance(written, list) or len(written) != count:
-        raise UserError(f"space.{key}: {kind} = {written!r} is no range: write {shape}")
+        raise UserError(f"space.{key}: {kind} = {shown(written)} is no range: write {shape}")
     numbers = [_number(key, kind, value) for value in written]
     low, high = numbers[:2]
     if low > high:
@@ -205,11 +211,13 @@ def _range(key: str, kind: str, written: Any) -> tuple[float, float, float]:
     if kind == "loguniform" and low <= 0:
         raise UserError(f"space.{key}: loguniform begins at {low:g}: begin above 0")
     if kind == "integer" and not (low.is_integer() and high.is_integer()):
-        raise UserError(f"space.{key}: integer = {written!r} has a fraction: use whole numbers")
+        raise UserError(
+            f"space.{key}: integer = {shown(written)} has a fraction: use whole numbers"
+        )
     if count == 2:
         return low, high, 0.0
     step = numbers[2]
-    if step <= 0 or round(high / step) <= round(low / step):
+    if step < _FINEST or round(high / step) <= round(low / step):
         raise UserError(
             f"space.{key}: the step {step:g} of quniform does not divide {low:g} to {high:g}: use "
             "one between 0 and their difference"
@@ -218,11 +226,11 @@ def _range(key: str, kind: str, written: Any) -> tuple[float, float, float]:
 
 
 def _number(key: str, kind: str, value: Any) -> float:
-    try:
-        # YAML reads 1e-4 as text.
-        number = float(value) if isinstance(value, int | float | str) else math.nan
-    except ValueError:
-        number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number):
-        raise UserError(f"space.{key}: {kind} has the end {value!r}: use a finite number")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = float(value) if is_number and abs(value) <= _FARTHEST else math.nan
+    if not math.isfinite(number):
+        raise UserError(
+            f"space.{key}: {kind} has the end {shown(value)}: use a finite number up to "
+            f"{_FARTHEST:g}"
+        )
     return number

@@ -25,7 +25,7 @@ from learning.bounds import (
     Steps,
     Value,
 )
-from learning.errors import UserError
+from learning.errors import UserError, shown
 from learning.settings import Settings
 
 Mode = Literal["min", "max"]
@@ -219,7 +219,7 @@ def check_metric(metric: str, blocks: int) -> None:
         )
     near = _nearest(metric, names)
     hint = f"did you mean {near}?" if near else f"use one of {', '.join(names)}"
-    raise UserError(f"sweep.metric = {metric!r} does not exist: {hint}")
+    raise UserError(f"sweep.metric = {shown(metric)} does not exist: {hint}")
 
 
 def _nearest(name: str, names: Sequence[str]) -> str | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from learning.errors import UserError
+from learning.errors import UserError, shown
 from tuning.dimensions import Dimension, read_dimension, same
 
 Values = dict[str, Any]
@@ -98,12 +99,13 @@ class Space:
         """
         generator = random.Random(seed)
         grids = [d for d in self.dimensions if d.kind == "grid"]
-        turns = list(itertools.product(*(d.values for d in grids)))
-        if count < len(turns):
+        points_of_grid = math.prod(len(d.values) for d in grids)
+        if count < points_of_grid:
             raise UserError(
-                f"sweep.trials = {count} is below the {len(turns)} points of the grid: raise it or "
-                "use choice"
+                f"sweep.trials = {count} is below the {points_of_grid} points of the grid: raise "
+                "it or use choice"
             )
+        turns = list(itertools.product(*(d.values for d in grids)))
         points = []
         for number in range(count):
             turn = dict(zip((d.key for d in grids), turns[number % len(turns)], strict=True))
@@ -123,6 +125,12 @@ class Space:
         points: list[Values] = [{}]
         for dimension in self.dimensions:
             listed = dimension.listed()
+            wider_by = sum(len(listed) if is_there(dimension, point) else 1 for point in points)
+            if wider_by > MOST_POINTS:
+                raise UserError(
+                    f"the grid has more than {MOST_POINTS} points: vary less, or use "
+                    "searcher.kind = random"
+                )
             points = [
                 wider
                 for point in points
@@ -132,11 +140,6 @@ class Space:
                     else [point]
                 )
             ]
-            if len(points) > MOST_POINTS:
-                raise UserError(
-                    f"the grid has more than {MOST_POINTS} points: vary less, or use "
-                    "searcher.kind = random"
-                )
         return points
 
     def corners(self, branches: Collection[str] = ()) -> Iterator[Values]:
@@ -152,14 +155,14 @@ class Space:
         decisive |= {d.key for d in self.dimensions if d.key.endswith(".kind") and d.is_finite}
         decisive |= {d.key for d in self.dimensions if d.key in branches and d.is_finite}
         trunk = [d for d in self.dimensions if d.key in decisive]
-        seen: list[Values] = []
+        seen: set[str] = set()
         combined = itertools.product(*(_decisive_values(d) for d in trunk))
         for combination in itertools.islice(combined, MOST_POINTS):
             fixed = {d.key: value for d, value in zip(trunk, combination, strict=True)}
             plain = self.choose(lambda d, fixed=fixed: fixed.get(d.key, d.extremes()[0]))
-            if plain in seen:
+            if repr(plain) in seen:
                 continue
-            seen.append(plain)
+            seen.add(repr(plain))
             yield plain
             for key in plain:
                 if key not in decisive:
@@ -213,7 +216,7 @@ def _check_condition(
         if not any(same(value, possible) for possible in listed):
             near = difflib.get_close_matches(str(value), [str(v) for v in listed], n=1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {listed}"
-            raise UserError(f"{what} = {value!r}, which it never is: {hint}")
+            raise UserError(f"{what} = {shown(value)}, which it never is: {hint}")
 
 
 def _ordered(by_key: Mapping[str, Dimension]) -> list[Dimension]:

@@ -24,7 +24,7 @@ from learning.bounds import (
     Threads,
     Words,
 )
-from learning.errors import UserError
+from learning.errors import UserError, shown
 from learning.settings import Settings
 
 MOST_RUNS = 100_000
@@ -69,7 +69,7 @@ class Study(Settings):
     def _names_its_baseline(self) -> Self:
         if self.baseline not in self.rules:
             raise ValueError(
-                f"baseline = {self.baseline!r} is not among the rules: name one of "
+                f"baseline = {shown(self.baseline)} is not among the rules: name one of "
                 f"{', '.join(self.rules)}"
             )
         many = len(self.rules) * len(self.networks or {None}) * len(self.blocks or {None})
@@ -216,4 +216,4 @@ def _sentence(error: ValidationError) -> str:
     top = where[0]
     same = [e["msg"] for e in error.errors() if str(e["loc"][0]) == top]
     reasons = " or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in same))
-    return f"{top} = {first['input']!r} is not possible: {reasons}"
+    return f"{top} = {shown(first['input'])} is not possible: {reasons}"

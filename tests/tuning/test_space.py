@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learning.errors import UserError
+from learning.yaml_text import parse_yaml
 from tuning.dimensions import Dimension, read_dimension
 from tuning.space import Space
 
@@ -91,9 +92,42 @@ def test_mistakes_are_one_sentence(written: Any, said: str) -> None:
 
 
 def test_exponents_without_a_point_are_numbers() -> None:
-    """YAML reads 1e-4 as text."""
-    dimension = read_dimension("optimizer.lr", {"loguniform": ["1e-4", "1e-1"]})
+    """As in YAML 1.2; what is in quotes is text."""
+    dimension = read_dimension("optimizer.lr", parse_yaml("{loguniform: [1e-4, 1E-1]}"))
     assert (dimension.low, dimension.high) == (1e-4, 0.1)
+    with pytest.raises(UserError, match="has the end '1e-4': use a finite number"):
+        read_dimension("optimizer.lr", parse_yaml("{loguniform: ['1e-4', 1e-1]}"))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"uniform": [0, 1e308]},
+        {"uniform": [0, 10**400]},
+        {"integer": [0, 1e300]},
+        {"quniform": [0, 1, 1e-300]},
+        {"quniform": [0, 1e18, 5e-324]},
+        {"choice": "x" * 90_000},
+        {"choice": [["x" * 90_000] * 9] * 2},
+        {"when": {"a": "x" * 90_000}, "choice": [1]},
+        "x" * 90_000,
+        {"x" * 90_000: 1},
+    ],
+)
+def test_ranges_and_texts_without_an_end(written: object) -> None:
+    with pytest.raises(UserError) as raised:
+        Space.read({"optimizer.lr": written}, KNOWN, CLOSED)
+    assert len(str(raised.value)) < 500
+
+
+def test_grids_that_nobody_waits_for() -> None:
+    """They are counted before they are listed: that alone would take hours."""
+    hundred = {"grid": list(range(1, 101))}
+    space = Space([read_dimension(f"k{i}", hundred) for i in range(12)])
+    with pytest.raises(UserError, match="is below the 1000000000000000000000000 points of the"):
+        space.samples(1_000, seed=0)
+    with pytest.raises(UserError, match="the grid has more than 10000 points"):
+        space.grid()
 
 
 @given(st.integers(0, 10_000), st.floats(1e-6, 1.0), st.floats(1.0, 1e6))
