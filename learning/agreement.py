@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from learning.rules.backprop import Backprop
 from learning.sequential import SequentialEngine, ShardOf
-from learning.units import Unit
+from learning.units import Unit, copied
 
 AUXILIARY = "auxiliary."
 """First part of the names of parameters that are not the network's own."""
@@ -42,7 +41,7 @@ def agreement(engine: SequentialEngine, step: int, shard_of: ShardOf) -> dict[st
 
 
 def _units(engine: SequentialEngine) -> list[list[Unit]]:
-    return [copy.deepcopy(list(block.units)) for block in engine.blocks]
+    return [copied(block.units) for block in engine.blocks]
 
 
 def _gradients(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +19,7 @@ from learning.policies.choice import check_update
 from learning.policies.compiled import check_compile, check_units
 from learning.rules import BLL
 from learning.settings import SubspaceCodecSettings
-from learning.units import Unit
+from learning.units import Unit, copied
 
 SMALLER = "make it smaller by the settings of rule, or use a machine with more memory"
 
@@ -82,7 +81,7 @@ def _check_one_sample(program: Program, blocks: Sequence[Sequence[Unit]], sample
     """Run a shard of one sample through copies of the blocks: batch statistics need more."""
     x = sample
     for k, units in enumerate(blocks, start=1):
-        learner = build_block(program, k, copy.deepcopy(list(units)))
+        learner = build_block(program, k, copied(units))
         with learner.numerics.autocast():
             try:
                 x = learner.chain(learner.entering(x))
@@ -98,7 +97,7 @@ def _check_units(program: Program, blocks: Sequence[Sequence[Unit]], sample: Ten
     """Trace copies of all blocks: what an actor would compile."""
     x = sample
     for k, units in enumerate(blocks, start=1):
-        learner = build_block(program, k, copy.deepcopy(list(units)))
+        learner = build_block(program, k, copied(units))
         x = learner.entering(x)
         with seeded(CPU, program.settings.seed, "check", k), learner.numerics.autocast():
             check_units(learner.chain, program.settings.precision, k, x)
@@ -252,7 +251,7 @@ def _check_second_order(program: Program, blocks: Sequence[Sequence[Unit]], samp
     message["y"] = torch.zeros(len(message["x"]), *program.target_shape, dtype=torch.long)
     step = program.settings.steps  # where the weight of the penalty is past its warm-up
     for k, units in enumerate(blocks, start=1):
-        learner = build_block(program, k, copy.deepcopy(list(units)))
+        learner = build_block(program, k, copied(units))
         try:
             posts = learner.forward(step, 0, message)
             assert isinstance(learner, ReconcilingBlock)

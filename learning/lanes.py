@@ -10,7 +10,6 @@ lanes take the same parameters.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor
@@ -20,7 +19,7 @@ from learning.messages import Message
 from learning.policies.outer import agree
 from learning.policies.tree import shares
 from learning.sequential import Metrics, SequentialEngine, ShardOf
-from learning.units import Unit
+from learning.units import Unit, copied
 
 
 class LaneEngine:
@@ -43,7 +42,7 @@ class LaneEngine:
                 `gpipe` (all) and `1f1b`.
         """
         self.program, self._ahead = program, ahead
-        copies = [copy.deepcopy(list(map(list, blocks))) for _ in range(lanes - 1)]
+        copies = [[copied(units) for units in blocks] for _ in range(lanes - 1)]
         self.lanes = [SequentialEngine(program, units) for units in (blocks, *copies)]
 
     def resize(self, lanes: int, step: int) -> None:
@@ -53,7 +52,7 @@ class LaneEngine:
         first = self.lanes[0]
         state = first.state_dict()
         while len(self.lanes) < lanes:
-            units = copy.deepcopy([list(block.units) for block in first.blocks])
+            units = [copied(block.units) for block in first.blocks]
             lane = SequentialEngine(self.program, units)
             lane.load_state_dict(state, step)
             self.lanes.append(lane)

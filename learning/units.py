@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -89,6 +90,16 @@ def _flatten(module: nn.Module, prefix: str) -> Iterator[Unit]:
             yield from _flatten(child, f"{prefix}{name}.")
         else:
             yield Unit(prefix + name, child)
+
+
+def copied(units: Sequence[Unit]) -> list[Unit]:
+    """Deep copies of units, whose parameters keep the attributes that users set on them."""
+    copies = copy.deepcopy(list(units))
+    for unit, other in zip(units, copies, strict=True):
+        pairs = zip(unit.module.parameters(), other.module.parameters(), strict=True)
+        for parameter, twin in pairs:
+            vars(twin).update(vars(parameter))
+    return copies
 
 
 def split(units: Sequence[Unit], at: Sequence[str]) -> list[list[Unit]]:

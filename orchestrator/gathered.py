@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
+from actors.carrying import carried_here
 from actors.execution import Executor
 from actors.executors import BlockExecutor, FeedbackExecutor, Source, SourceExecutor
 from actors.mailbox import Mailbox
@@ -40,10 +40,10 @@ def make_learners(
     program: Program, blocks: Sequence[Sequence[Unit]], device: torch.device
 ) -> dict[str, Learner]:
     """The learners of a program by name, around copies of its units."""
-    copies = copy.deepcopy([list(block) for block in blocks])
+    copies = [carried_here(block) for block in blocks]
     learners: dict[str, Learner] = {}
     for k, units in enumerate(copies, start=1):
-        later = copy.deepcopy(copies[k:]) if program.rule.looks_ahead else ()
+        later = [carried_here(b) for b in blocks[k:]] if program.rule.looks_ahead else ()
         learners[block_name(k)] = build_block(program, k, units, device, later)
     for k in range(1, program.feedback_modules + 1):
         learners[feedback_name(k)] = build_feedback(program, k, device)

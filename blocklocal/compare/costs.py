@@ -7,7 +7,6 @@ the same on every machine; docs/compare.md defines each.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 
 from blocklocal.compare.meters import FlopMeter, StepMeter
@@ -16,6 +15,7 @@ from learning.build import Program
 from learning.messages import block_name, feedback_name
 from learning.rules import Backprop
 from learning.sequential import SequentialEngine
+from learning.units import copied
 from orchestrator.limits import period_of
 from orchestrator.memory import persistent
 
@@ -92,4 +92,4 @@ def measure_costs(prepared: Prepared) -> Costs:
 
 def _engine(prepared: Prepared, program: Program) -> SequentialEngine:
     blocks = prepared.plan.units_of_blocks(prepared.units)
-    return SequentialEngine(program, [copy.deepcopy(block) for block in blocks])
+    return SequentialEngine(program, [copied(block) for block in blocks])
