@@ -17,9 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ray
-from ray.exceptions import AuthenticationError, RayError
-
+from blocklocal.confined import (
+    LOOPBACK,
+    AuthenticationError,
+    RayError,
+    keep_token_private,
+    ray,
+    without_clusters,
+)
 from learning.doing import doing
 from learning.errors import UserError
 
@@ -75,13 +80,14 @@ def local_cluster() -> Iterator[None]:
     if (os.cpu_count() or 1) <= FEW_CORES:
         os.environ.setdefault("RAY_preload_python_modules", "actors.shells")
     try:
-        with _own_signals():
+        keep_token_private()
+        with _own_signals(), without_clusters():
             ray.init(
                 address="local",
                 include_dashboard=False,
                 logging_level=logging.WARNING,
                 log_to_driver=False,
-                _node_ip_address="127.0.0.1",  # no need to be reached from elsewhere
+                _node_ip_address=LOOPBACK,  # no need to be reached from elsewhere
             )
     except Exception as error:  # bare, where a node does not start in time
         said = " ".join(str(error).split())

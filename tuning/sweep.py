@@ -153,6 +153,8 @@ def run_sweep(
         )
     trials = analysis.trials or []
     save_trials(sweep, trials)
+    if stopping.asked:
+        return enough.reached  # Tune has ended those that were running, and calls them finished
     whole = len(trials) >= sweep.trials and all(t.is_finished() for t in trials)
     return whole or enough.reached
 

@@ -139,6 +139,7 @@ def work(
     """
     for number in SIGNALS:  # they are for the parent, which ends this one
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # what this one starts is not protected
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection, get_context
+from multiprocessing import connection, forkserver, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from blocklocal.compare.one import work
 from blocklocal.compare.progress import StudyProgress
 from blocklocal.compare.study import Combination
 from blocklocal.config import RunConfig
-from blocklocal.signals import handled
+from blocklocal.signals import SIGNALS, handled
 
 Result = dict[str, Any]
 
@@ -68,6 +69,7 @@ def run_jobs(
     """
     failures: list[Failure] = []
     waiting, running = deque(jobs), dict[Connection, tuple[Job, BaseProcess]]()
+    _start_server()
     try:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -94,6 +96,19 @@ def run_jobs(
             process.kill()  # their directories are temporary, their records not there yet
             process.join()
     return failures
+
+
+def _start_server() -> None:
+    """Start what forks the processes, with the signals blocked that are for this process.
+
+    Slurm sends them to all, and a server that has ended cannot start what it is about to.
+    """
+    resource_tracker.ensure_running()  # or it would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
