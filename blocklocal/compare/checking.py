@@ -10,6 +10,8 @@ from learning.errors import shown
 _SAID = ("command", "processor", "cores")
 _COUNTS = ("extra_parameters", "flops", "backprop_flops")
 _BYTES = ("bytes_forward", "bytes_back", "bytes_beside")
+_MOST = 1e24
+"""Larger than any number of a run, and small enough to be computed with."""
 
 
 def check_run(record: Any) -> dict[str, Any]:
@@ -23,10 +25,10 @@ def check_run(record: Any) -> dict[str, Any]:
     if type(record.get("labels", 1)) is not int:
         raise TypeError(f"labels is {shown(record['labels'], 40)}, not a number of labels")
     curve = record.get("curve", [])
-    if not isinstance(curve, list):
-        raise TypeError("curve is no list")
+    if not isinstance(curve, list) or not all(isinstance(row, dict) for row in curve):
+        raise TypeError("curve is no list of what was measured")
     for row in curve:
-        _numbers("curve", row if isinstance(row, Mapping) else {"row": row})
+        _numbers("curve", row)
     return record
 
 
@@ -51,10 +53,11 @@ def _check_head(record: Any) -> None:
         isinstance(record.get(name), dict) for name in ("settings", "code")
     ):
         raise TypeError("it is no record of a run: no settings and code")
-    said = [(name, record.get(name)) for name in _SAID]
-    for name, value in (*said, *record["code"].items()):
-        if not isinstance(value, str | int | bool | None):
-            raise TypeError(f"{shown(name, 40)} is {shown(value, 40)}, not a word")
+    said = {name: record.get(name) for name in _SAID}
+    for name, value in {**said, **record["code"]}.items():
+        kind = {"cores": int | None, "git_dirty": bool | None}.get(name, str | None)
+        if not isinstance(value, kind):
+            raise TypeError(f"{shown(name, 40)} is {shown(value, 40)}, not what it should be")
 
 
 def _section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -66,11 +69,11 @@ def _section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _numbers(where: str, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
-        if type(value) not in (int, float):
+        if type(value) not in (int, float) or not -_MOST < value < _MOST:
             raise TypeError(f"{shown(name, 40)} of {where} is {shown(value, 40)}, not a number")
 
 
 def _counts(values: Iterable[tuple[str, Any]]) -> None:
     for name, value in values:
-        if type(value) is not int:
+        if type(value) is not int or not 0 <= value < _MOST:
             raise TypeError(f"{name} is {shown(value, 40)}, not a whole number")

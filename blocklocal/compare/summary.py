@@ -87,7 +87,13 @@ def value_of(record: Mapping[str, Any], split: str, metric: Metric) -> float:
     value = found[max(found)]
     if metric == "accuracy":
         return 100 * value
-    return math.exp(value)  # losses of tokens are means over a sample's
+    try:
+        return math.exp(value)  # losses of tokens are means over a sample's
+    except OverflowError as error:
+        raise UserError(
+            f"a run has a {split} loss of {value:.4g}, whose perplexity is beyond all numbers: "
+            "lower optimizer.lr, or compare the accuracy"
+        ) from error
 
 
 def metric_of(records: Sequence[Record], chosen: str) -> Metric:

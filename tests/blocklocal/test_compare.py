@@ -176,7 +176,7 @@ def test_damaged_records(capsys: Capture, study: Path) -> None:
     assert said.endswith("): delete it, and its run is repeated")
     path.write_text("{}")
     said = sentence(capsys, "compare", "study.yaml")
-    assert said.startswith(f"{path} is no record of a run (no settings and code): delete it")
+    assert said.startswith(f"{path} is damaged (it is no record of a run: no settings and code)")
 
 
 def test_a_run_that_fails(capsys: Capture, here: Path) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from orchestrator.rundir import RunDirectory
 from orchestrator.timeline import draw
 from orchestrator.trace import read_spans
 from tests.blocklocal.helpers import SMALL, listing
+from tests.damage import DAMAGE, How, truncated
 from tuning.records import read_evaluations
 from tuning.spool import Spool
 
@@ -82,67 +81,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def truncated(path: Path, others: list[Path]) -> Iterator[None]:
-    data = path.read_bytes()
-    for at in {0, 1, len(data) // 3, len(data) // 2, len(data) - 2, len(data) - 1}:
-        path.write_bytes(data[: max(0, at)])
-        yield
-
-
-def flipped(path: Path, others: list[Path]) -> Iterator[None]:
-    data, chance = path.read_bytes(), random.Random(path.name)
-    for _ in range(15):
-        changed = bytearray(data)
-        for _ in range(chance.choice([1, 1, 1, 5])):
-            if changed:
-                changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
-        path.write_bytes(bytes(changed))
-        yield
-
-
-def swapped(path: Path, others: list[Path]) -> Iterator[None]:
-    for other in others:
-        path.write_bytes(other.read_bytes())
-        yield
-
-
-def replaced(path: Path, others: list[Path]) -> Iterator[None]:
-    for content in (
-        b"\xff\xfe\x00" * 9, b"\n" * 9, b"null\n", b"[]\n", b"7\n", b'"a"\n', b"{}\n", b"{}\n{}\n",
-        b"a: &a [1]\nb: *a\n", b"&a [*a]\n", b"- " * 5000, b"[" * 100_000, b"[" * 900 + b"]" * 900,
-        b'{"a":' * 600 + b"1" + b"}" * 600 + b"\n", b'{"step": 1e400, "split": "test"}\n',
-        b'{"step": ' + b"9" * 5000 + b"}\n", b'{"step": 1, "split": ["test"]}\n',
-        b'{"step": 1, "split": "test", "block1/loss": "low"}\n', b"x" * 500_000 + b"\n",
-        b'{"at": 0, "step": 1, "action": "", "steps_lost": 0, "losses": [1]}\n',
-        b'{"format": 1, "sha256": "0"}', b"---\n" * 3, b"\x00" * 100,
-    ):  # fmt: skip
-        path.write_bytes(content)
-        yield
-
-
-def no_file(path: Path, others: list[Path]) -> Iterator[None]:
-    path.unlink()
-    yield
-    path.unlink(missing_ok=True)  # what grows is made anew
-    path.mkdir()
-    yield
-    path.rmdir()
-    os.mkfifo(path)
-    yield
-    path.unlink()
-
-
-@pytest.mark.parametrize("how", [truncated, flipped, swapped, replaced, no_file])
+@pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("name", READERS)
 def test_damage_is_read_right_or_told_in_one_sentence(
-    whole: Path,
-    tmp_path: Path,
-    name: str,
-    how: Callable[[Path, list[Path]], Iterator[None]],
+    whole: Path, tmp_path: Path, name: str, how: How
 ) -> None:
     shutil.copytree(whole, tmp_path / "run")
     path = tmp_path / "run" / name
-    others = [whole / other for other in READERS if other != name]
+    others = [(whole / other).read_bytes() for other in READERS if other != name]
     told = 0
     for _ in how(path, others):
         for reader in READERS[name]:
