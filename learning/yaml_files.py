@@ -64,6 +64,13 @@ class _Writer(yaml.SafeDumper):
         """One list in two places is written twice."""
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Escape what PyYAML would fold as the end of a line: U+0085 and the like."""
+        style = '"' if set(data) & set("\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Writer.add_representer(str, _Writer.represent_str)
 
 for _kind, _pattern in (("null", NULL), ("bool", BOOL), ("int", INT), ("float", FLOAT)):
     _Writer.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _pattern, None)

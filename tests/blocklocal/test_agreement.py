@@ -78,7 +78,7 @@ def test_a_run_agrees_as_it_began(capsys: Capture) -> None:
     command(capsys, "train", *EVERY, "run.directory=part")
     for words in (["lanes.sync=step"], ["lanes.sync.every=4"], ["lanes.sync.lr=0.5"]):
         text = sentence(capsys, "train", "--resume", "part", *words)
-        assert text.startswith("this run was made with lanes.sync = {'every': 8, 'lr': 0.7")
+        assert "part was made with lanes.sync." in text and "cannot go on with" in text
     command(capsys, "train", "--resume", "part", "--checkpoint", "32")
     for name in ("block1", "block2"):
         files = [

@@ -68,6 +68,19 @@ def test_raw_rows_are_seen_with_the_bits_of_training(kind: str, compute: str):
     assert from_raw(example).shape == (2, 3)
 
 
+@pytest.mark.parametrize("kind", ["pixels", "double"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_of_another_type_is_given_its_own(kind: str, dtype: torch.dtype):
+    one, batches = trained(kind, batch=40)
+    one.model.to(dtype).eval()
+    x = torch.cat([x for x, _ in batches.evaluation("test", 40)])
+    with torch.no_grad():
+        expected = one.model(x.to(dtype))
+    found = torch.from_numpy(one.scores(RAW[kind]))
+    assert torch.equal(found, expected.float() if dtype == torch.bfloat16 else expected)
+    assert torch.equal(one.from_raw()(torch.from_numpy(RAW[kind])), expected)
+
+
 def test_what_takes_rows_takes_arrays_tensors_and_lists():
     for kind in ("pixels", "numbers", "double"):
         one, _ = trained(kind)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from learning.errors import UserError
@@ -139,5 +139,6 @@ def alike(a: Any, b: Any) -> bool:
 
 
 @given(TREES)
+@example(["\x85", {"a\x85b\u2028 c\u2029": "\n\x85 \n"}])
 def test_what_is_written_reads_back(tree: object) -> None:
     assert alike(parse_yaml(write_yaml(tree)), tree)
