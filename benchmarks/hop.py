@@ -30,7 +30,7 @@ from benchmarks.measuring import Repeat, Sample, interleaved, quietness, spread
 from benchmarks.pipes import over_pipe, over_shared_memory
 from blocklocal.clusters import cluster
 from blocklocal.config import make_config
-from orchestrator.chain import Transport
+from orchestrator.settings import Transport
 
 SIZES = (2**10, 2**14, 2**17, 2**20, 2**22, 2**24)  # bytes
 WARMUP = 5  # messages before the clock starts

@@ -10,9 +10,9 @@ from benchmarks.workloads import Workload, configuration, prepared
 from blocklocal.config import RunConfig
 from blocklocal.engines import engine_of
 from learning.messages import block_name
-from orchestrator.chain import SourcePlace, Transport
 from orchestrator.events import StepDone, Worked
 from orchestrator.program import Calendar
+from orchestrator.settings import SourcePlace, Transport
 
 PARTS = ("step_ms", "work_ms", "waiting_ms", "blocked_ms", "between_ms")
 """Of a block's step: all of it; inside operations, waiting for a message, waiting for room at the

@@ -12,9 +12,9 @@ from benchmarks.deadline import deadline
 from benchmarks.killer import Kill, Killer, moments
 from benchmarks.survival import MANY, WARMUP, EnoughError, Watch, same_bits, trained
 from benchmarks.workloads import Workload
-from orchestrator.chain import Transport
 from orchestrator.events import Metrics
 from orchestrator.incidents import Incident
+from orchestrator.settings import Transport
 
 START_SECONDS, KILL_SECONDS = 90.0, 30.0  # at most for a start, and for a loss
 

@@ -30,7 +30,7 @@ from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig, make_config
 from orchestrator.clusters import ClusterDescription
 from orchestrator.costs import measure_costs
-from orchestrator.program import SourcePlace
+from orchestrator.settings import SourcePlace
 from orchestrator.simulation import simulate
 
 RULES: dict[str, tuple[dict[str, Any], int]] = {

@@ -26,7 +26,7 @@ from benchmarks.measuring import Repeat, Sample, interleaved, quietness, rates, 
 from benchmarks.survival import WARMUP, Watch, calibrated, keep, parser, trained
 from benchmarks.workloads import Workload, configuration
 from blocklocal.clusters import cluster
-from orchestrator.chain import Transport
+from orchestrator.settings import Transport
 
 WIDTH = 800
 """Eight linear layers of this width, and the head, are 5.1 M parameters."""

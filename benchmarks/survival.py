@@ -19,10 +19,10 @@ from benchmarks import records
 from benchmarks.workloads import Workload, configuration, prepared
 from blocklocal.config import make_config, overlay
 from blocklocal.training import train
-from orchestrator.chain import Transport
 from orchestrator.events import Metrics
 from orchestrator.incidents import Incident
 from orchestrator.rundir import RunDirectory
+from orchestrator.settings import Transport
 from orchestrator.trainer import Observer
 
 WARMUP = 20  # steps: connections are made, memory is touched

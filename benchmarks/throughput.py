@@ -36,7 +36,7 @@ from benchmarks.throughput_page import (
 )
 from benchmarks.workloads import Workload, configuration
 from blocklocal.clusters import cluster
-from orchestrator.chain import Transport
+from orchestrator.settings import Transport
 
 TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 THREADS = 2

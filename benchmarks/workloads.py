@@ -17,8 +17,7 @@ from blocklocal import arrays_dataset
 from blocklocal.config import RunConfig, make_config
 from blocklocal.preparation import Prepared, prepare
 from learning.networks.attention import TransformerBlock
-from orchestrator.chain import Transport
-from orchestrator.program import SourcePlace
+from orchestrator.settings import SourcePlace, Transport
 
 CLASSES = 10
 SIDE = 16  # pixels of the convnet's images

@@ -31,7 +31,7 @@ from learning.settings import (
 from learning.yaml_files import MOST_BYTES, read_yaml
 from learning.yaml_text import MOST_DEPTH, YAMLTextError, parse_yaml
 from orchestrator.lane_settings import LaneSettings
-from orchestrator.planning import BlocksSettings
+from orchestrator.settings import BlocksSettings
 from orchestrator.storage import CheckpointSettings
 from tuning.tracking import TrackingSettings
 

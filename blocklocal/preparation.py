@@ -36,9 +36,9 @@ from orchestrator.placement import even_cpus, free_resources
 from orchestrator.plan import Plan
 from orchestrator.planning import make_plan
 from orchestrator.profile import unit_types
-from orchestrator.program import SourcePlace
 from orchestrator.rehearsal import FEW, rehearse
 from orchestrator.schedule import Schedule
+from orchestrator.settings import SourcePlace
 
 
 @dataclass

@@ -20,10 +20,7 @@ from learning.bounds import (
     Steps,
 )
 from learning.settings import Settings
-from orchestrator.chain import Transport
-from orchestrator.placement import ResourceSettings
-from orchestrator.program import SourcePlace
-from orchestrator.recovery import RecoverySettings
+from orchestrator.settings import RecoverySettings, ResourceSettings, SourcePlace, Transport
 from orchestrator.stopping import PATIENCE
 
 

@@ -20,7 +20,7 @@ from orchestrator.clusters import ClusterDescription
 from orchestrator.costs import Costs, measure_costs, uncompiled
 from orchestrator.files import write_file
 from orchestrator.plan import human_bytes
-from orchestrator.program import SourcePlace
+from orchestrator.settings import SourcePlace
 from orchestrator.simulation import alone, in_turns, simulate
 from orchestrator.simulation_machine import Prediction
 from orchestrator.simulation_scale import scale, widen

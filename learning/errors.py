@@ -14,6 +14,10 @@ MOST = 480
 _LEFT_OUT = " ... "
 
 
+class LostError(RuntimeError):
+    """A run ended by what nobody meant; it can go on from its last checkpoint."""
+
+
 class UserError(ValueError):
     """Input that cannot be run: the command line prints the sentence and exits with code 2.
 

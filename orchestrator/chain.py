@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import ray
 
@@ -30,9 +30,8 @@ from orchestrator.losses import ActorLostError, Loss
 from orchestrator.placement import check_fit, free_resources
 from orchestrator.placement_groups import Placement
 from orchestrator.plan import Plan
-from orchestrator.program import SourcePlace, channels
-
-Transport = Literal["object_store", "direct"]
+from orchestrator.program import channels
+from orchestrator.settings import SourcePlace, Transport
 
 
 class Chain:

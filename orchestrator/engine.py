@@ -20,7 +20,8 @@ from orchestrator.lane_settings import LaneSettings
 from orchestrator.losses import ActorLostError
 from orchestrator.program import Calendar
 from orchestrator.rebalancing import Rebalancer
-from orchestrator.recovery import Recovery, RecoverySettings
+from orchestrator.recovery import Recovery
+from orchestrator.settings import RecoverySettings
 from orchestrator.states import load
 from orchestrator.stopping import Stopping
 from orchestrator.stream import Stream

@@ -16,7 +16,7 @@ from learning.units import Unit
 from orchestrator.dependencies import LANE_MARK, SOURCE
 from orchestrator.losses import NoRoomError
 from orchestrator.placement_groups import Placement
-from orchestrator.program import SourcePlace
+from orchestrator.settings import SourcePlace
 
 
 @dataclass(eq=False)

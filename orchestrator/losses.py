@@ -18,7 +18,7 @@ from ray.exceptions import (
 
 from actors.shell import Identity
 from actors.sockets import PeerLostError
-from learning.errors import UserError
+from learning.errors import LostError, UserError
 from orchestrator.dependencies import LANE_MARK
 
 LossKind = Literal["actor", "node", "memory", "hang", "not finite", "storage"]
@@ -29,7 +29,7 @@ its loss is not finite; or a checkpoint could not be written."""
 _LOST = (RayActorError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 
 
-class ActorLostError(RuntimeError):
+class ActorLostError(LostError):
     """Actors are lost; the run can go on from its last checkpoint."""
 
 

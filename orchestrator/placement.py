@@ -6,36 +6,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import ray
-from pydantic import Field, field_validator
 
-from learning.bounds import Cores, Fraction, Threads
 from learning.errors import UserError
-from learning.settings import Settings
 from orchestrator.plan import Plan
-
-LEAST_GPUS = 0.01
-
-
-class ResourceSettings(Settings):
-    """What one block reserves for itself and its feedback module.
-
-    `auto` CPUs share the cluster's evenly, at most one a block; `auto` threads likewise.
-    """
-
-    cpus: Cores | None = Field(default=None, description="null: shared evenly, at most 1")
-    gpus: Fraction = Field(default=0.0, description="a block works on one device")
-    threads: Threads | None = Field(default=None, description="null: cores / blocks, at least 1")
-
-    @field_validator("gpus")
-    @classmethod
-    def _enough_to_count(cls, gpus: float) -> float:
-        # Ray counts in ten-thousandths, and an actor whose share rounds to 0 would see no GPU.
-        if 0 < gpus < LEAST_GPUS:
-            raise ValueError(
-                f"engine.resources.gpus = {gpus} is below {LEAST_GPUS}: use 0 for the CPU, or 1 / "
-                "(blocks on a GPU)"
-            )
-        return gpus
 
 
 def even_cpus(available: float, blocks: int) -> float:

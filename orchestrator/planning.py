@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from learning.bounds import Depth, Names
 from learning.doing import doing
 from learning.errors import UserError
-from learning.settings import Settings
 from learning.units import Unit, check_ownership, split
 from orchestrator.partition import partition, refine
 from orchestrator.plan import BlockPlan, Plan, group
@@ -23,23 +20,10 @@ from orchestrator.profile import (
     measure_units,
     profile_units,
 )
+from orchestrator.settings import BlocksSettings
 
 BlockCosts = Callable[[list[list[Unit]], list[tuple[int, ...]]], Sequence[float] | None]
 """The units and output shapes of blocks to what each costs; None where that cannot be had."""
-
-
-class BlocksSettings(Settings):
-    """How to cut the network: at named units, or into `count` blocks balanced by a measure."""
-
-    count: Depth = Field(default=2, description="number of blocks; len(at) + 1 when at names units")
-    at: Names | Literal["auto"] = "auto"
-    balance: Literal["time", "memory", "parameters"] = "time"
-
-    @model_validator(mode="after")
-    def _count_the_cuts(self) -> Self:
-        if self.at != "auto":
-            object.__setattr__(self, "count", len(self.at) + 1)  # the model itself is frozen
-        return self
 
 
 def make_plan(

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 from actors.operations import Kind, Operation
 from learning.build import Program
 from learning.learners.publishing import Publication
 from learning.messages import block_name
 from learning.policies.tree import shares
-
-SourcePlace = Literal["block1", "actor"]
-"""Who makes the batches: block 1, or an actor of its own."""
 
 
 @dataclass(frozen=True)

@@ -9,36 +9,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Literal
-
-from pydantic import Field
 
 from actors.operations import Kind, Operation
-from learning.bounds import CountFrom0, Seconds
-from learning.settings import Settings
 from orchestrator.chain import Chain
 from orchestrator.elasticity import Elasticity
 from orchestrator.events import Kept, State
 from orchestrator.incidents import Incident
 from orchestrator.losses import ActorLostError, NoRoomError
+from orchestrator.settings import RecoverySettings
 from orchestrator.states import finished, load, load_learnt
 from orchestrator.stream import Stream
 from orchestrator.turns import Turn
 
 HOUR = 3600.0
 SAME_STEP = 3  # losses without a step of progress; one more ends the run
-
-
-class RecoverySettings(Settings):
-    """What happens when actors or nodes are lost."""
-
-    mode: Literal["exact", "local", "off"] = Field(
-        default="exact",
-        description="who goes back to the last checkpoint: all, what was lost, or the run ends",
-    )
-    max_failures: CountFrom0 = Field(default=20, description="an hour; one more ends the run")
-    patience: Seconds = Field(default=300.0, description="seconds to wait for lost resources")
-    hang: Seconds = Field(default=30.0, description="least seconds that count as a hang")
 
 
 class Recovery:

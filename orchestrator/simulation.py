@@ -16,7 +16,7 @@ from orchestrator.clusters import ClusterDescription
 from orchestrator.costs import Costs
 from orchestrator.dependencies import SOURCE
 from orchestrator.limits import operations_a_step
-from orchestrator.program import SourcePlace
+from orchestrator.settings import SourcePlace
 from orchestrator.simulation_actors import Work
 from orchestrator.simulation_machine import Machine, Prediction
 

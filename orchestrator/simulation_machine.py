@@ -11,7 +11,7 @@ from learning.errors import UserError
 from orchestrator.clusters import ClusterDescription
 from orchestrator.costs import Costs
 from orchestrator.dependencies import SOURCE, number
-from orchestrator.program import SourcePlace
+from orchestrator.settings import SourcePlace
 from orchestrator.simulation_actors import SimulatedActor, Sizes, Work
 from orchestrator.simulation_routes import Address, Routes
 from orchestrator.simulation_servers import (

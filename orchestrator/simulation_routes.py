@@ -13,12 +13,12 @@ from learning.learners.publishing import Publication
 from learning.messages import Key, block_name, feedback_name
 from orchestrator.dependencies import NOTHING_ELSE, SOURCE, Need, needs, number
 from orchestrator.program import (
-    SourcePlace,
     block_program,
     feedback_program,
     source_program,
     with_batches,
 )
+from orchestrator.settings import SourcePlace
 
 
 class Address(NamedTuple):

@@ -10,7 +10,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from blocklocal.doctor.check import Check
 from blocklocal.doctor.nodes import Node, reason, wait_for
-from orchestrator.placement import LEAST_GPUS
+from orchestrator.settings import LEAST_GPUS
 
 
 @ray.remote(num_cpus=0, num_gpus=LEAST_GPUS)

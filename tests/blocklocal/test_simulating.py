@@ -16,7 +16,7 @@ from learning.errors import UserError
 from learning.objectives.heads import HeadSettings
 from learning.rules import Interlocking, Local
 from orchestrator.clusters import ClusterDescription
-from orchestrator.program import SourcePlace
+from orchestrator.settings import SourcePlace
 from orchestrator.simulation import alone, simulate
 from tests.orchestrator.machines import costs_of, made_program, times
 

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.chain import Transport
 from orchestrator.engine import RayEngine
 from orchestrator.lane_settings import LaneSettings
-from orchestrator.program import SourcePlace
-from orchestrator.recovery import RecoverySettings
 from orchestrator.rundir import RunDirectory
+from orchestrator.settings import RecoverySettings, SourcePlace, Transport
 from tests.orchestrator.engines import CPUS, Case, eventually, free_cpus, start_chain
 from tests.orchestrator.processes import Processes
 from tests.orchestrator.runs import PLAN

@@ -29,14 +29,14 @@ from learning.settings import (
     UpdateSettings,
 )
 from learning.units import Unit, units_of
-from orchestrator.chain import Chain, SourcePlace, Transport
+from orchestrator.chain import Chain
 from orchestrator.engine import RayEngine
 from orchestrator.events import Changed, Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.inline import InlineEngine
 from orchestrator.plan import Plan
-from orchestrator.planning import BlocksSettings, make_plan
+from orchestrator.planning import make_plan
 from orchestrator.program import Calendar
-from orchestrator.recovery import RecoverySettings
+from orchestrator.settings import BlocksSettings, RecoverySettings, SourcePlace, Transport
 
 CPUS = 4  # of the fixture `ray_cluster`
 STEPS = 50

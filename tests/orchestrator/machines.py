@@ -8,7 +8,7 @@ from learning.rules import Rule
 from orchestrator.clusters import ClusterDescription, PathSettings
 from orchestrator.costs import Costs, OperationCost, Sent
 from orchestrator.dependencies import SOURCE, programs
-from orchestrator.program import SourcePlace
+from orchestrator.settings import SourcePlace
 from orchestrator.simulation import simulate
 from orchestrator.simulation_machine import Prediction
 from orchestrator.simulation_routes import Routes

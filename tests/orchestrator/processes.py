@@ -11,11 +11,10 @@ from dataclasses import replace
 from functools import partial
 
 from actors.shells import BatchSettings, actor_classes
-from orchestrator.chain import Chain, Transport
+from orchestrator.chain import Chain
 from orchestrator.engine import RayEngine
 from orchestrator.lane import cast
-from orchestrator.program import SourcePlace
-from orchestrator.recovery import RecoverySettings
+from orchestrator.settings import RecoverySettings, SourcePlace, Transport
 from tests.orchestrator.engines import EVALUATION_BATCH, Case, start_chain
 
 CPUS = 0.25  # of each block

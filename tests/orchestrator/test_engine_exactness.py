@@ -52,9 +52,9 @@ from learning.settings import (
     SGDSettings,
     UpdateSettings,
 )
-from orchestrator.chain import Transport
 from orchestrator.engine import RayEngine
 from orchestrator.events import Evaluated, SnapshotTaken, StepDone
+from orchestrator.settings import Transport
 from tests.orchestrator.engines import (
     CALENDAR,
     STEPS,

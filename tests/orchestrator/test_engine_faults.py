@@ -18,12 +18,13 @@ from learning.networks import MLPSettings
 from learning.rules import Local
 from learning.settings import SGDSettings
 from learning.units import Unit
-from orchestrator.chain import Chain, SourcePlace, Transport
+from orchestrator.chain import Chain
 from orchestrator.engine import RayEngine
 from orchestrator.events import Evaluated, Event, SnapshotTaken, StepDone, Worked
 from orchestrator.losses import ActorLostError
 from orchestrator.placement_groups import Placement
 from orchestrator.program import Calendar
+from orchestrator.settings import SourcePlace, Transport
 from tests.orchestrator.engines import (
     CPUS,
     Case,

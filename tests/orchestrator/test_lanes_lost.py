@@ -18,7 +18,7 @@ from orchestrator.elasticity import Elasticity
 from orchestrator.engine import RayEngine
 from orchestrator.lane import Actor
 from orchestrator.lane_settings import LaneSettings
-from orchestrator.recovery import RecoverySettings
+from orchestrator.settings import RecoverySettings
 from tests.orchestrator.changing import (
     CASES,
     ask_to_move,

@@ -15,9 +15,10 @@ from learning.errors import UserError
 from learning.learners.feedback import FeedbackSettings
 from learning.rules import BLL
 from orchestrator.chain import Chain
-from orchestrator.placement import ResourceSettings, check_fit, even_cpus, free_resources
+from orchestrator.placement import check_fit, even_cpus, free_resources
 from orchestrator.placement_groups import Placement
 from orchestrator.plan import BlockPlan, Plan
+from orchestrator.settings import ResourceSettings
 from tests.orchestrator.engines import (
     CPUS,
     Case,

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from learning.errors import UserError
 from learning.units import Unit, units_of
 from orchestrator.plan import BlockPlan, Plan, human_bytes
-from orchestrator.planning import BlocksSettings, make_plan
+from orchestrator.planning import make_plan
+from orchestrator.settings import BlocksSettings
 from tests.clock import Clock
 
 X = torch.zeros(16, 8)

@@ -11,9 +11,8 @@ from learning.errors import UserError
 from learning.learners.feedback import FeedbackSettings
 from learning.rules import BLL, Backprop, Local
 from learning.settings import AdamWSettings
-from orchestrator.chain import Transport
 from orchestrator.losses import ActorLostError
-from orchestrator.recovery import RecoverySettings
+from orchestrator.settings import RecoverySettings, Transport
 from tests.orchestrator.engines import (
     CALENDAR,
     CPUS,

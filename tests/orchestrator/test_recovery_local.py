@@ -20,7 +20,7 @@ from learning.rules import BLL, Backprop, DelayedGradients, Local, Rule
 from learning.sequential import SequentialEngine
 from orchestrator.events import SnapshotTaken, StepDone
 from orchestrator.incidents import Incident
-from orchestrator.recovery import RecoverySettings
+from orchestrator.settings import RecoverySettings
 from tests.orchestrator.engines import BATCH, CALENDAR, STEPS, Case, told
 from tests.orchestrator.incidents import Fault, Keeper, State, by_name
 from tests.orchestrator.processes import Processes

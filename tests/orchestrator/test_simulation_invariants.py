@@ -18,7 +18,8 @@ from learning.rules.delayed import DelayedGradients
 from learning.rules.guided import PeriodicGuidance
 from learning.rules.man import MomentumAuxiliary
 from orchestrator.dependencies import SOURCE, programs
-from orchestrator.program import SourcePlace, with_batches
+from orchestrator.program import with_batches
+from orchestrator.settings import SourcePlace
 from orchestrator.simulation import enough_steps, in_rows, in_turns, simulate
 from orchestrator.simulation_routes import Routes
 from tests.learning.helpers import Hops

@@ -8,7 +8,7 @@ import pytest
 
 from actors.operations import Kind
 from learning.rules import Backprop, Local
-from orchestrator.program import SourcePlace
+from orchestrator.settings import SourcePlace
 from orchestrator.simulation_machine import Prediction
 from orchestrator.simulation_scale import scale
 from tests.orchestrator.machines import (

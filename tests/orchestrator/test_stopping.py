@@ -10,12 +10,11 @@ import pytest
 from actors.operations import Kind
 from learning.learners.feedback import FeedbackSettings
 from learning.rules import BLL, Backprop, Local
-from orchestrator.chain import Transport
 from orchestrator.events import Engine, Event, SnapshotTaken, StepDone
 from orchestrator.losses import ActorLostError
 from orchestrator.program import Calendar
-from orchestrator.recovery import RecoverySettings
 from orchestrator.rundir import RunDirectory
+from orchestrator.settings import RecoverySettings, Transport
 from orchestrator.stopping import Stopping
 from orchestrator.trainer import Trainer
 from tests.orchestrator.engines import (
