@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from unittest import mock
 
 MODULES = ("learning.build", "learning.data")
 """What nearly all workers need; nothing here starts threads or imports Ray."""
@@ -60,6 +61,13 @@ def launcher(directory: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+@contextmanager
+def forked_workers(directory: Path) -> Iterator[None]:
+    """Let the nodes that this process starts, and ends, in this block have such workers."""
+    with launcher(directory) as python, mock.patch.object(sys, "executable", python):
+        yield
 
 
 class Forks:

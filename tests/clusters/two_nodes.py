@@ -24,20 +24,22 @@ from torch import nn
 
 from blocklocal import cli
 from tests.blocklocal.helpers import SMALL
+from tests.prefork import forked_workers
 
 HEAD, OTHER = ({"num_cpus": 1, "node_ip_address": f"127.0.0.{n}"} for n in (2, 3))
 """On the loopback, by addresses that Ray does not take for this machine's name for itself."""
 
 
 def main() -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={**HEAD, "include_dashboard": False})
-    try:
-        cluster.add_node(**OTHER, num_gpus=1)
-        ray.init(address=cluster.address, log_to_driver=False)
-        print(json.dumps({"doctor": doctor(), "sweep": sweep()}))
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    with tempfile.TemporaryDirectory() as home, forked_workers(Path(home)):
+        cluster = Cluster(initialize_head=True, head_node_args={**HEAD, "include_dashboard": False})
+        try:
+            cluster.add_node(**OTHER, num_gpus=1)
+            ray.init(address=cluster.address, log_to_driver=False)
+            print(json.dumps({"doctor": doctor(), "sweep": sweep()}))
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
 
 
 def doctor() -> dict[str, Any]:

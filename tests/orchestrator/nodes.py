@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -49,6 +51,7 @@ from tests.orchestrator.engines import (
     told,
 )
 from tests.orchestrator.incidents import Keeper
+from tests.prefork import forked_workers
 
 RULES: dict[str, Rule] = {
     "backprop": Backprop(order="1f1b"),
@@ -299,12 +302,13 @@ def main(what: str, rule: str) -> None:
     orchestrator.stream.CHUNK_SECONDS = 0.05
     orchestrator.rebalancing.LEAST_SECONDS = 0.0
     orchestrator.elasticity.ROOM_SECONDS = 1e6  # there is room, which Ray finds when it does
-    scene = Scene(rule, steps=STEPS[what], shards=4 if what in ("grow", "rebalance") else 1)
-    try:
-        ray.init(address=scene.cluster.address, log_to_driver=False)
-        print(json.dumps(SCENES[what](scene)))
-    finally:
-        scene.close()
+    with TemporaryDirectory() as home, forked_workers(Path(home)):
+        scene = Scene(rule, steps=STEPS[what], shards=4 if what in ("grow", "rebalance") else 1)
+        try:
+            ray.init(address=scene.cluster.address, log_to_driver=False)
+            print(json.dumps(SCENES[what](scene)))
+        finally:
+            scene.close()
 
 
 if __name__ == "__main__":
