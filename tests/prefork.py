@@ -55,12 +55,16 @@ def launcher(directory: Path) -> Iterator[str]:
         command = [sys.executable, "-m", "tests.prefork", str(listener.fileno())]
         # Forks lose threads; and Ray itself gives a worker one.
         alone = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, pass_fds=[listener.fileno()], env=alone)
+        process = subprocess.Popen(
+            command, pass_fds=[listener.fileno()], env=alone, stdout=subprocess.PIPE
+        )
     try:
+        # Ray gives its workers a minute to begin, which on a slow processor is not enough for all.
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         yield str(path)
     finally:
         process.terminate()
-        process.wait()
+        process.communicate()
 
 
 @contextmanager
@@ -149,4 +153,5 @@ if __name__ == "__main__":
         import_module(module)
     assert len(os.listdir("/proc/self/task")) == 1 and "ray" not in sys.modules
     gc.freeze()
+    print("ready", flush=True)
     Forks(socket.socket(fileno=int(sys.argv[1]))).serve()
