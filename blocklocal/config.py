@@ -10,7 +10,6 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError, model_validator
 
-import blocklocal.confined  # noqa: F401 - before others import Ray
 from blocklocal.sections import EngineSettings, RunSettings, TrainingSettings
 from blocklocal.setting_models import models_at, models_in, written_keys
 from learning.data import DataSettings, DigitsSettings

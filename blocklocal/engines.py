@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import blocklocal.confined  # noqa: F401 - before others import Ray
 from blocklocal.preparation import Prepared
 from learning.data import Dataset
 from learning.doing import doing

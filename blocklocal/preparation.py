@@ -11,6 +11,7 @@ import ray
 import torch
 from torch import Tensor, nn
 
+import blocklocal.confined  # noqa: F401 - before others import Ray
 from blocklocal.agreement import check_agreement
 from blocklocal.balancing import RuleCosts
 from blocklocal.config import RunConfig

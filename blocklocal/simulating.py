@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+import blocklocal.confined  # noqa: F401 - before others import Ray
 from blocklocal.preparation import Prepared
 from blocklocal.scaling_picture import draw
 from blocklocal.simulating_schedules import ScheduleChoice, schedules

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+import blocklocal.confined  # noqa: F401 - before others import Ray
 from blocklocal.config import dotted
 from blocklocal.engines import engine_of
 from blocklocal.gauges import RayMetrics

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+import blocklocal.confined  # noqa: F401 - before others import Ray
 from blocklocal.commands.terminal import configuration, say
 from blocklocal.doctor.examination import examine
 from blocklocal.doctor.network import MESSAGE_BYTES

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import ray
 
+import blocklocal.confined  # noqa: F401 - before others import Ray
 from blocklocal.clusters import cluster
 from blocklocal.config import RunConfig
 from blocklocal.doctor.check import Check

@@ -36,6 +36,26 @@ def test_eval_and_export_import_no_cluster_tracking_or_pictures() -> None:
     assert imported("import blocklocal.commands.results") == {"torch"}
 
 
+CONFINED = """
+import importlib.abc, os, sys
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "ray":
+            seen.append(os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"))
+seen = []
+sys.meta_path.insert(0, Watch())
+import {0}
+assert seen == ["0"], seen
+"""
+
+
+@pytest.mark.parametrize("module", ["blocklocal.training", "blocklocal.commands.doctor"])
+def test_whoever_may_start_ray_imports_it_confined(module: str) -> None:
+    """Ray reads where it may listen when it is imported (`blocklocal.confined`)."""
+    command = [sys.executable, "-c", CONFINED.format(module)]
+    subprocess.run(command, check=True, timeout=300)
+
+
 def test_the_help_of_a_command_that_is_not_imported_is_its_own() -> None:
     for name, (module, said) in COMMANDS.items():
         commands = importlib.import_module(f"blocklocal.commands.{module}")
