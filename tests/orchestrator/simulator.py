@@ -26,13 +26,13 @@ from learning.rules import Rule
 from learning.settings import ConstantSchedule, PrecisionSettings, SGDSettings
 from orchestrator.program import (
     Calendar,
-    SourcePlace,
     block_program,
     channels,
     feedback_program,
     source_program,
     with_batches,
 )
+from orchestrator.settings import SourcePlace
 from tests.orchestrator.standins import FakeBlock, FakeFeedback, FakeSource
 
 NOTHING = Calendar()
