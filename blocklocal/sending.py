@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from blocklocal.training import QUEUE
-from learning.errors import UserError
+from learning.errors import UserError, named
 from orchestrator.rundir import RunDirectory
 from tuning.sending import send_waiting
 from tuning.tracker import RUN
+from tuning.waiting_files import QUEUE, base_of
 
 
 def send(directory: Path, uri: str | None) -> tuple[int, Path | None]:
@@ -23,7 +24,14 @@ def send(directory: Path, uri: str | None) -> tuple[int, Path | None]:
     Raises:
         UserError: when there is no such directory, it is in use, or MLflow cannot be reached.
     """
-    queue = directory if (directory / "sent.json").exists() else directory / QUEUE
+    is_queue = (directory / "sent.json").exists()
+    queue = Path(os.path.abspath(directory if is_queue else directory / QUEUE))
+    # What lies beside a stranger's queue is not the queue's.
+    if is_queue and queue != base_of(queue) and not _is_of_a_run(base_of(queue)):
+        raise UserError(
+            f"{named(queue)} is not in the directory of its run or sweep, where its files are: "
+            "bring it back there"
+        )
     if (directory / "state.json").exists() and (directory / "config.yaml").exists():
         run = RunDirectory.open(directory)
         with run.lock():
@@ -36,3 +44,8 @@ def send(directory: Path, uri: str | None) -> tuple[int, Path | None]:
         raise UserError(f"{directory} holds no run and no sweep: choose the directory of one")
     refused = queue / "refused.jsonl"
     return sent, refused if refused.exists() else None
+
+
+def _is_of_a_run(directory: Path) -> bool:
+    """Whether it is that of a run, or of a sweep."""
+    return any((directory / name).exists() for name in ("config.yaml", "sweep.yaml"))

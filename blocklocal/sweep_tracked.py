@@ -9,7 +9,6 @@ from typing import Any
 from blocklocal.config import RunConfig, dotted, make_config
 from blocklocal.loading import load_checkpoint
 from blocklocal.tracked_files import files_of
-from blocklocal.training import QUEUE
 from orchestrator.rundir import RunDirectory
 from orchestrator.version import code_version
 from tuning.known import Known
@@ -18,6 +17,7 @@ from tuning.settings import SweepSettings
 from tuning.space import Space
 from tuning.sweep_tracking import SweepTracker
 from tuning.trial_tracking import Description, Tracking
+from tuning.waiting_files import QUEUE
 
 
 def tracking_of(

@@ -43,9 +43,7 @@ from orchestrator.trainer import Observer, StopTraining, Trainer
 from orchestrator.version import code_version
 from tuning.tracker import Tracker
 from tuning.tracking import check_place
-
-QUEUE = "tracking"
-"""The directory below that of a run in which records wait for MLflow."""
+from tuning.waiting_files import QUEUE
 
 
 @dataclass

@@ -20,6 +20,7 @@ from tuning.garbage import frozen_heap
 from tuning.spool import Position, Record, Spool
 from tuning.store import Store
 from tuning.tracking import impatient, reason, redacted
+from tuning.waiting_files import base_of
 
 _log = logging.getLogger(__name__)
 
@@ -173,9 +174,8 @@ class Courier:
         """Send all that waits; whether that went well."""
         try:
             while records := self.spool.read(BATCH_RECORDS):
-                store.deliver(
-                    records, self._sent, self._refuse, self.spool.append, self.spool.path.parent
-                )
+                base = base_of(self.spool.path)
+                store.deliver(records, self._sent, self._refuse, self.spool.append, base)
         except UserError:
             raise  # the queue is damaged
         except Exception as error:  # of MLflow, a database driver, requests or the system
@@ -220,8 +220,7 @@ def relative(path: Path, base: Path) -> str:
 
 def left_behind(records: int, uri: str, queue: Path) -> str:
     """What to say about records that wait on after the end."""
-    directory = queue.parent if queue.name == "tracking" else queue
     return (
         f"{records} records for MLflow at {uri} wait in {queue}: send them with "
-        f"blocklocal track {directory}"
+        f"blocklocal track {base_of(queue)}"
     )

@@ -15,6 +15,7 @@ from orchestrator.record_files import writing
 from tuning.courier import Courier, relative
 from tuning.models import save_model
 from tuning.tracking import Status
+from tuning.waiting_files import base_of
 
 
 def start_record(
@@ -68,12 +69,13 @@ class Ledger:
     def artifact(self, run: str, path: Path, directory: str | None) -> None:
         """Log a file, or a directory under its name.
 
-        One beside the queue is read when it is sent; any other is copied, for it may be gone then.
+        One of the directory of the run or the sweep is read when it is sent; any other is copied,
+        for it may be gone then.
 
         Raises:
             RecordError: when it cannot be copied.
         """
-        base = self._spool.path.parent.absolute()
+        base = base_of(self._spool.path).absolute()
         if not path.absolute().is_relative_to(base):
             copy = self._new("files") / path.name
             with writing(copy):
@@ -100,7 +102,7 @@ class Ledger:
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        path = relative(directory, self._spool.path.parent)
+        path = relative(directory, base_of(self._spool.path))
         record = {"do": "model", "run": run, "path": path, "step": step}
         self._courier.put({**record, "id": directory.name})
 

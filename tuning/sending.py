@@ -9,6 +9,7 @@ from tuning.courier import BATCH_RECORDS, Courier
 from tuning.spool import Record, Spool
 from tuning.store import Store
 from tuning.tracking import TrackingSettings, impatient, place, reason, redacted, refusing
+from tuning.waiting_files import base_of
 
 
 def open_courier(
@@ -92,7 +93,7 @@ def _send(spool: Spool, uri: str | None) -> None:
     try:
         with impatient():
             while records := spool.read(BATCH_RECORDS):
-                store.deliver(records, spool.sent, refuse, spool.append, spool.path.parent)
+                store.deliver(records, spool.sent, refuse, spool.append, base_of(spool.path))
     except UserError:
         raise
     except Exception as error:  # of MLflow, a database driver, requests or the system

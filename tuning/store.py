@@ -15,7 +15,6 @@ are the same rows, and what MLflow would make a second one of carries an `id` by
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from tuning.connection import artifact_location, connect, experiment_id
 from tuning.registry import ID, log_model, register
 from tuning.spool import Position, Record
 from tuning.tracking import place, redacted
+from tuning.waiting_files import ForeignError, waiting_file
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -96,7 +96,7 @@ class Store:
                 the last time.
             refuse: called with a record that MLflow will never take, and its reason.
             defer: called with a record that is to come after all others.
-            base: of relative paths.
+            base: the directory of the files that records name.
         """
         metrics: dict[str, list[Record]] = {}
         told = 0
@@ -172,12 +172,11 @@ class Store:
             case "start":
                 self.start(record)
             case "artifact":
-                path = str(base / record["path"])
-                if not os.path.exists(path):
-                    raise RefusedError(f"{path} is gone")
-                self._client.log_artifact(self.run_id(record["run"]), path, record["directory"])
+                path = _file(base, record)
+                run = self.run_id(record["run"])
+                self._client.log_artifact(run, str(path), record["directory"])
             case "model":
-                self._log_model(record, base / record["path"])
+                self._log_model(record, _file(base, record))
             case "register":
                 if (model := self._names.get(f"model {record['run']}")) is None:
                     if record["run"] in self._deferred:
@@ -237,11 +236,16 @@ class Store:
             )
 
     def _log_model(self, record: Record, directory: Path) -> None:
-        if not directory.exists():
-            raise RefusedError(f"{directory} is gone")
         run = self._client.get_run(self.run_id(record["run"]))
         model = log_model(self._client, run, directory, record["id"], record["step"])
         self._names[f"model {record['run']}"] = model
+
+
+def _file(base: Path, record: Record) -> Path:
+    try:
+        return waiting_file(base, record["path"])
+    except ForeignError as error:
+        raise RefusedError(str(error)) from error
 
 
 @contextmanager
