@@ -30,7 +30,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-TARGET_SECONDS = 6.0
+TARGET_SECONDS = 5.0
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "digits.yaml"
 CASES = {
@@ -104,8 +104,9 @@ def watched(marks: Path, words: Sequence[str]) -> int:
     def import_module(name: str) -> Any:
         watch.mark("imports begins")
         module = load(name)
-        _put_clocks(watch)
-        watch.mark("imports ends")
+        if name == "blocklocal.commands.train":  # and with it everything else
+            _put_clocks(watch)
+            watch.mark("imports ends")
         return module
 
     # Nobody else runs in this process: the clocks stay where they are put.

@@ -25,6 +25,7 @@ from blocklocal.confined import (
     ray,
     without_clusters,
 )
+from blocklocal.monitors import giving_way
 from learning.doing import doing
 from learning.errors import UserError
 
@@ -78,10 +79,10 @@ def local_cluster() -> Iterator[None]:
     # that shared memory does, with Ray's daemon in between (docs/transports.md).
     os.environ.setdefault("RAY_max_direct_call_object_size", str(8 * 2**20))
     if (os.cpu_count() or 1) <= FEW_CORES:
-        os.environ.setdefault("RAY_preload_python_modules", "actors.shells")
+        os.environ.setdefault("RAY_preload_python_modules", "actors.preload")
     try:
         keep_token_private()
-        with _own_signals(), without_clusters():
+        with _own_signals(), without_clusters(), giving_way():
             ray.init(
                 address="local",
                 include_dashboard=False,

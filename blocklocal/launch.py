@@ -43,10 +43,15 @@ def wants_local_cluster(words: Sequence[str]) -> bool:
 
 
 def _command_line() -> Callable[[list[str]], int]:
-    """Import it, without looking for garbage: modules leave none, and there are many objects."""
+    """Import it, and what `train` does: the command line alone leaves that until it is asked for.
+
+    Without looking for garbage: modules leave none, and there are many objects.
+    """
     gc.disable()
     try:
-        return import_module("blocklocal.cli").main
+        main = import_module("blocklocal.cli").main
+        import_module("blocklocal.commands.train")
+        return main
     finally:
         gc.enable()
 
@@ -61,7 +66,7 @@ def _run(words: list[str], stopping: Stopping) -> int:
     if words[:1] in _LONG:
         doing("loading PyTorch")
     if not wants_local_cluster(words):
-        return _command_line()(words)
+        return import_module("blocklocal.cli").main(words)
     # Before Ray starts: its workers look for modules where this process does.
     sys.path.insert(0, str(Path.cwd()))
     try:

@@ -87,5 +87,8 @@ class Borrowed(Placement):
     def release(self) -> None:
         """Nothing: who made the group gives it back."""
 
+    def wait_counted(self) -> None:
+        """Nothing: the bundles are taken already."""
+
     def wait_given_back(self) -> None:
         """Nothing: the bundles stay."""

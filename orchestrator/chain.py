@@ -94,6 +94,9 @@ class Chain:
         try:
             for number, placement in enumerate(self._room(lanes), start=1):
                 self.lanes.append(Lane(number, self.cast(number), placement))
+                self.lanes[-1].start()
+            for lane in self.lanes:  # while their processes start
+                lane.placement.wait_counted()
             self.renew()
         except BaseException:
             self.close()
@@ -148,9 +151,7 @@ class Chain:
         self.incarnation += 1
         self._secret = secrets.token_bytes(32)
         for lane in self.lanes:
-            for actor in lane.actors:
-                if actor.handle is None:
-                    actor.start(lane.placement)
+            lane.start()
         self.call(lambda a: self.build(a, keep and a.identity is not None))
         known = self.call(lambda a: a.handle.identify.remote())
         for actor, identity in zip(self.actors, known, strict=True):

@@ -93,6 +93,12 @@ class Lane:
         """Whether none of its actors is lost."""
         return all(actor.handle is not None for actor in self.actors)
 
+    def start(self) -> None:
+        """Start the processes of all actors that are missing."""
+        for actor in self.actors:
+            if actor.handle is None:
+                actor.start(self.placement)
+
     def wait_for_room(self, patience: float, deadline: float) -> None:
         """Wait until there is room again for every actor that is missing.
 

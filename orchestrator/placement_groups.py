@@ -55,7 +55,7 @@ class Placement:
 
     @classmethod
     def now(cls, plan: Plan) -> Placement:
-        """Groups for all blocks on what is free in the cluster.
+        """Groups for all blocks on what is free in the cluster; `wait_counted` is left to do.
 
         Raises:
             UserError: when they do not find room in time.
@@ -76,7 +76,6 @@ class Placement:
                     f"the cluster gave no room to block {index} within {CREATION_SECONDS:g} s, "
                     "although enough was free: end other work on it and try again"
                 )
-        self._wait_counted(True)
 
     def options(self, block: int, *, share: float) -> dict[str, object]:
         """Ray options of an actor in block `block`'s bundle that takes `share` of it."""
@@ -139,6 +138,10 @@ class Placement:
         """Give the resources back; actors in the groups end."""
         self.release()
         self.wait_given_back()
+
+    def wait_counted(self) -> None:
+        """Wait until the groups, which are there, are counted as taken."""
+        self._wait_counted(True)
 
     def wait_given_back(self) -> None:
         """Wait until what was released is counted as free."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,28 @@ def test_a_local_cluster_that_does_not_start(
         "cannot start Ray on this machine (timed out during startup.): free memory and disk space, "
         "or train in this process with engine.kind = sequential"
     )
+
+
+def test_what_training_needs_is_imported_while_ray_starts(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported = threading.Event()
+
+    def import_module(name: str) -> object:
+        module = importlib.import_module(name)
+        if name == "blocklocal.commands.train":
+            imported.set()
+        return module
+
+    def start(**_: object) -> None:
+        if not imported.wait(60):
+            pytest.fail("nothing was imported while Ray started")
+
+    monkeypatch.setattr(launch, "import_module", import_module)
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    assert launch.main(["train", "training.batch=10", "training.shards=4"]) == 2
+    assert "training.batch" in only_sentence(capsys.readouterr().err)
 
 
 def test_what_comes_before_a_cluster_imports_no_torch() -> None:

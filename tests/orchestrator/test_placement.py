@@ -139,12 +139,15 @@ def test_placement_reserves_its_bundles_and_gives_them_back() -> None:
     with pytest.raises(UserError, match="does not fit"):
         check_fit(plan((1, 0)), free_resources())
     other = Placement.now(plan((0.5, 0)))  # of another run at the same time
+    other.wait_counted()
     assert eventually(lambda: free_cpus() == 0)
     other.remove()
     placement.remove()
     assert [placement_group_table(group)["state"] for group in groups] == ["REMOVED"] * 2
     assert free_resources()[0]["CPU"] == CPUS
-    Placement.now(asked).remove()
+    again = Placement.now(asked)
+    again.wait_counted()
+    again.remove()
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -194,6 +197,7 @@ def test_counts_that_stay_behind_are_said(
 ) -> None:
     _, plan, _ = Case(at=("layer2",)).build()
     reserved = Placement.now(plan)
+    reserved.wait_counted()
     assert caplog.text == ""
     with monkeypatch.context() as patch:
         patch.setattr("orchestrator.placement_groups.COUNTING_SECONDS", 0.0)
