@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blocklocal.api import fit
     from blocklocal.loading import load
-    from blocklocal.training import Result
+    from blocklocal.result import Result
     from learning.data import Dataset, arrays_dataset
     from learning.errors import UserError
     from orchestrator.trainer import Observer, StopTraining
@@ -32,7 +32,7 @@ __all__ = [
 _HOMES = {
     "Dataset": "learning.data",
     "Observer": "orchestrator.trainer",
-    "Result": "blocklocal.training",
+    "Result": "blocklocal.result",
     "StopTraining": "orchestrator.trainer",
     "UserError": "learning.errors",
     "arrays_dataset": "learning.data",

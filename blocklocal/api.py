@@ -15,10 +15,11 @@ from blocklocal.clusters import cluster
 from blocklocal.config import dotted, make_config, overlay
 from blocklocal.identity import check_settings, made_of
 from blocklocal.preparation import prepare
+from blocklocal.result import Result
 from blocklocal.resuming import check_given
 from blocklocal.signals import handled
-from blocklocal.training import Result, train
 from blocklocal.training import resume as go_on
+from blocklocal.training import train
 from learning.data import Dataset
 from learning.errors import UserError
 from orchestrator.rundir import RunDirectory

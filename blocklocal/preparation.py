@@ -9,7 +9,7 @@ from itertools import accumulate
 
 import ray
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import blocklocal.confined  # noqa: F401 - before others import Ray
 from blocklocal.agreement import check_agreement
@@ -17,18 +17,24 @@ from blocklocal.balancing import RuleCosts
 from blocklocal.config import RunConfig
 from blocklocal.identity import Made, check_data, check_units, fingerprints_of
 from blocklocal.precision import cores, threads_of, with_compute
+from blocklocal.programs import (
+    check_direction,
+    first_type,
+    numerics_of,
+    program_for,
+    sample_rows,
+    types_of,
+)
 from blocklocal.resuming import with_absolute_paths
 from learning.build import Program
 from learning.checks import check_lanes, check_local_recovery, check_program
-from learning.data import Batches, Dataset, ReversalSettings, TextSettings, load_dataset
+from learning.data import Batches, Dataset, load_dataset
 from learning.errors import UserError, exits_named
 from learning.fingerprints import data_fingerprint
-from learning.learners.base import LearnerSettings
 from learning.module_checks import check_modules
-from learning.networks import GPTSettings, build_network
+from learning.networks import build_network
 from learning.networks.custom import CustomSettings
-from learning.numerics import Numerics, input_type, widen
-from learning.policies.subspace import rank_of
+from learning.numerics import widen
 from learning.rules import Backprop
 from learning.surroundings import check_surroundings
 from learning.units import Unit, units_of
@@ -36,8 +42,7 @@ from orchestrator.fingerprints import Fingerprints
 from orchestrator.placement import even_cpus, free_resources
 from orchestrator.plan import Plan
 from orchestrator.planning import make_plan
-from orchestrator.profile import unit_types
-from orchestrator.rehearsal import FEW, rehearse
+from orchestrator.rehearsal import rehearse
 from orchestrator.schedule import Schedule
 from orchestrator.settings import SourcePlace
 
@@ -102,7 +107,7 @@ def prepare(
     )
     config = with_absolute_paths(config)  # not before: messages name what was given
     if model is None:
-        _check_direction(config)
+        check_direction(config)
         model = build_network(
             config.network,
             dataset.input_shape,
@@ -120,10 +125,10 @@ def prepare(
     own = "network" in given or isinstance(config.network, CustomSettings)
     threads = threads_of(config)
     steps = training.steps or max(1, round(training.epochs * batches.steps_per_epoch))
-    types = _types(config, dataset, model, units) if own else [_numerics(config).dtype]
-    program_of = partial(_program, config, dataset, model, steps, types)
+    types = types_of(config, dataset, model, units) if own else [numerics_of(config).dtype]
+    program_of = partial(program_for, config, dataset, model, steps, types)
     if plan is None:
-        kind = _input_type(config, model)
+        kind = first_type(config, model)
         plan = _plan(config, units, dataset, batches, program_of, threads, kind, profile=profile)
     else:  # what actors reserve may change on resuming
         cpus, gpus = _cpus(config, len(plan.blocks)), config.engine.resources.gpus
@@ -165,95 +170,6 @@ def prepare(
     )
 
 
-def _program(
-    config: RunConfig,
-    dataset: Dataset,
-    model: nn.Module,
-    steps: int,
-    types: Sequence[torch.dtype],
-    output_shapes: Sequence[tuple[int, ...]],
-) -> Program:
-    """The configuration's rule for blocks with these outputs.
-
-    Raises:
-        UserError: when the last one is no score for each class.
-    """
-    _check_output(output_shapes[-1], dataset)
-    training = config.training
-    settings = LearnerSettings(
-        optimizer=config.optimizer,
-        schedule=config.schedule,
-        precision=config.precision,
-        seed=training.seed,
-        batch=training.batch,
-        shards=training.shards,
-        steps=steps,
-        update=config.update,
-        codec=config.codec,
-        outer=config.lanes.outer,
-    )
-    return Program(
-        config.rule,
-        settings,
-        tuple(output_shapes),
-        dataset.classes,
-        input_shape=dataset.input_shape,
-        target_shape=dataset.target_shape,
-        subspace=rank_of(model),
-        input_type=_input_type(config, model),
-        auxiliary_type=torch.float64 if torch.float64 in types else torch.float32,
-        all_train=not model.training,
-    )
-
-
-def _input_type(config: RunConfig, model: nn.Module) -> torch.dtype:
-    return torch.float64 if config.precision.compute == "float64" else input_type(model)
-
-
-def _types(
-    config: RunConfig, dataset: Dataset, model: nn.Module, units: Sequence[Unit]
-) -> list[torch.dtype]:
-    """The type of each unit's output, in the types that the network has."""
-    kind, shard = _input_type(config, model), config.training.batch // config.training.shards
-    try:
-        return unit_types(units, sample_rows(config, dataset, min(FEW, shard), kind))
-    except UserError:  # a unit may be made for shards of one size
-        return unit_types(units, sample_rows(config, dataset, shard, kind))
-
-
-def _check_direction(config: RunConfig) -> None:
-    """Refuse a transformer that sees too much or too little of a row for the labels it is given."""
-    data, network = config.data, config.network
-    if not isinstance(network, GPTSettings):
-        return
-    if isinstance(data, TextSettings) and not network.causal:
-        raise UserError(
-            "network.causal = false sees the characters that it is to predict (data.kind = text): "
-            "set network.causal = true"
-        )
-    if isinstance(data, ReversalSettings) and network.causal:
-        raise UserError(
-            "network.causal = true cannot see the end of a row, with which its reversal begins "
-            "(data.kind = reversal): set network.causal = false"
-        )
-
-
-def _check_output(shape: Sequence[int], dataset: Dataset) -> None:
-    shape = tuple(shape)
-    if shape == (*dataset.target_shape, dataset.classes):
-        return
-    if dataset.target_shape:
-        raise UserError(
-            f"the network gives an output of shape {shape} for labels of shape "
-            f"{dataset.target_shape} of {dataset.classes} classes: end it with {dataset.classes} "
-            "scores for each label"
-        )
-    raise UserError(
-        f"the network gives an output of shape {shape} for {dataset.classes} classes: end it with "
-        f"{dataset.classes} scores or set data.classes"
-    )
-
-
 def _with_threads(config: RunConfig, threads: int) -> RunConfig:
     """Fix the number of threads: results depend on it, and a resume may see another machine."""
     resources = config.engine.resources.model_copy(update={"threads": threads})
@@ -280,18 +196,6 @@ def _cpus(config: RunConfig, blocks: int) -> float:
     return even_cpus(available_cpus(), blocks * config.lanes.min)
 
 
-def _numerics(config: RunConfig) -> Numerics:
-    return Numerics(config.precision, torch.device("cpu"))
-
-
-def sample_rows(
-    config: RunConfig, dataset: Dataset, rows: int, kind: torch.dtype | None = None
-) -> Tensor:
-    """Inputs of the type that blocks receive, `kind` for numbers; their values do not matter."""
-    dtype = torch.int64 if dataset.tokens else kind or _numerics(config).dtype
-    return torch.zeros(rows, *dataset.input_shape, dtype=dtype)
-
-
 def _plan(
     config: RunConfig,
     units: Sequence[Unit],
@@ -304,7 +208,7 @@ def _plan(
     profile: bool,
 ) -> Plan:
     """Cut the network by what it takes as it will run: in type, in threads, under the rule."""
-    numerics, training, balance = _numerics(config), config.training, config.blocks.balance
+    numerics, training, balance = numerics_of(config), config.training, config.blocks.balance
     sample = sample_rows(config, dataset, training.batch, kind)
     cpus, gpus = _cpus(config, config.blocks.count), config.engine.resources.gpus
     measure = None

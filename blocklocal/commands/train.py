@@ -14,8 +14,9 @@ from blocklocal.config import load_config, make_config
 from blocklocal.identity import check_settings, made_of
 from blocklocal.observers import Progress
 from blocklocal.preparation import prepare
+from blocklocal.result import Result
 from blocklocal.resuming import check_given, start_of
-from blocklocal.training import Result, resume, train
+from blocklocal.training import resume, train
 from learning.errors import UserError
 from learning.yaml_files import write_yaml
 from orchestrator.rundir import RunDirectory
