@@ -24,9 +24,13 @@ from learning.bounds import (
 
 
 class Settings(BaseModel):
-    """A frozen pydantic model that refuses unknown keys."""
+    """A frozen pydantic model that refuses unknown keys.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    How to check values is worked out when the first are checked: an actor, which is given settings
+    that are checked, never does.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class SGDSettings(Settings):
