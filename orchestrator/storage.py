@@ -6,6 +6,7 @@ is written once, and the file that completes the directory comes last, whole or 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from learning.bounds import Address, Kept, Seconds, Steps
-from learning.errors import UserError
+from learning.errors import UserError, one_line
 from learning.settings import Settings
 from orchestrator.direct_files import LARGE, write_large_file
 from orchestrator.files import Chunk, child, replace_file, sync_directory, write_file
@@ -98,12 +99,12 @@ class LocalStorage:
         return str(self._root / name)
 
     def write(self, name: str, chunks: Iterable[Chunk], size: int) -> None:
-        path = self._root / name
+        path = self._path(name)
         self._make(path.parent)
         (write_large_file if size >= LARGE else write_file)(path, chunks)
 
     def replace(self, name: str, data: bytes) -> None:
-        path = self._root / name
+        path = self._path(name)
         self._make(path.parent)
         sync_directory(path.parent)  # this file may name those that were written before it
         replace_file(path, [data])
@@ -126,13 +127,20 @@ class LocalStorage:
         return {**found, "": frozenset(files)}
 
     def delete(self, name: str) -> None:
-        path = self._root / name
-        if path.exists():
+        path = self._path(name)
+        if os.path.lexists(path):
             os.unlink(path)
             sync_directory(path.parent)
 
     def delete_directory(self, name: str) -> None:
         shutil.rmtree(self._root / name, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        """Where a file is that is to be changed; its directory is no link to another."""
+        path = self._root / name
+        if path.parent != self._root and path.parent.is_symlink():
+            raise OSError(errno.ELOOP, "its directory is a symbolic link", str(path))
+        return path
 
     def _make(self, directory: Path) -> None:
         if directory.is_dir():
@@ -169,9 +177,25 @@ def open_storage(location: str, name: str) -> Storage:
 
 
 def shared_storage(config: Mapping[str, Any]) -> Storage | None:
-    """The storage that a run's settings name, as JSON knows them; None for the run directory."""
-    location = CheckpointSettings.model_validate(config.get("checkpoints", {})).storage
-    return None if location is None else open_storage(location, config["run"]["name"])
+    """The storage that a run's settings name, as JSON knows them; None for the run directory.
+
+    Raises:
+        UserError: when they name none, or it cannot be reached.
+    """
+    run = config.get("run")
+    try:
+        location = CheckpointSettings.model_validate(config.get("checkpoints", {})).storage
+        if location is None:
+            return None
+        if not isinstance(run, Mapping) or not isinstance(run.get("name"), str):
+            raise ValueError("the run has no name")
+    except ValueError as error:  # pydantic's is one
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise UserError(
+            f"checkpoints.storage of the run cannot be used ({one_line(str(why), 240)}): restore "
+            "its config.yaml from a copy"
+        ) from error
+    return open_storage(location, run["name"])
 
 
 def absolute(location: str | None) -> str | None:

@@ -164,3 +164,20 @@ def test_what_cannot_be_reached_is_not_damaged(tmp_path: Path) -> None:
     denied = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
     with mock.patch("os.open", denied), pytest.raises(UserError, match="denied"):
         checkpoints_in(tmp_path).newest_valid()
+
+
+@pytest.mark.parametrize("linked", ["step-00000002", "step-00000002.1"])
+def test_a_directory_that_is_a_link_is_not_written_through(tmp_path: Path, linked: str) -> None:
+    """Whoever made a run's directory may have put links where the next checkpoints will be."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "manifest.json").write_text("mine")
+    c = tmp_path / "c"
+    save(c, 1, 1)
+    if linked.endswith(".1"):
+        save(c, 2, 2)
+    (c / linked).symlink_to(theirs)
+    with pytest.raises(UserError, match="its directory is a symbolic link"):
+        save(c, 2, 3)
+    assert {p.name: p.read_text() for p in theirs.iterdir()} == {"manifest.json": "mine"}
+    assert seed_of(c, 1) == 1

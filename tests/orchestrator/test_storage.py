@@ -20,6 +20,7 @@ from orchestrator.storage import (
     Storage,
     absolute,
     open_storage,
+    shared_storage,
 )
 from tests.orchestrator.bucket import Bucket, with_faults
 from tests.orchestrator.checkpointing import checkpoints_in, save, seed_of
@@ -190,3 +191,25 @@ def test_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_storage(f"file://{tmp_path}", "../run")
     with pytest.raises(ValidationError, match="holds a secret"):
         CheckpointSettings(storage="s3://key:secret@bucket/prefix")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"checkpoints": None},
+        {"checkpoints": ["s3://a"]},
+        {"checkpoints": {"kind": "x"}},
+        {"checkpoints": {"storage": 5}},
+        {"checkpoints": {"storage": "s3://me:secret@a/b"}, "run": {"name": "a"}},
+        {"checkpoints": {"storage": "/a\0b"}, "run": {"name": "a"}},
+        {"checkpoints": {"storage": "/a"}},
+        {"checkpoints": {"storage": "/a"}, "run": None},
+        {"checkpoints": {"storage": "/a"}, "run": {"name": 5}},
+        {"checkpoints": {"storage": "/a"}, "run": {"name": "../b"}},
+    ],
+    ids=str,
+)
+def test_damaged_settings_of_a_storage_are_one_sentence(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        shared_storage(settings)
+    assert "\n" not in str(caught.value) and "secret@" not in str(caught.value)
