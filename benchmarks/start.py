@@ -122,7 +122,7 @@ def watched(marks: Path, words: Sequence[str]) -> int:
 
 def _put_clocks(watch: Watch) -> None:
     """Around what the command calls once everything is imported."""
-    from blocklocal import preparation, training
+    from blocklocal import preparation, training, under_way
     from blocklocal.commands import train
     from blocklocal.observers import Progress
     from orchestrator.rundir import RunDirectory
@@ -131,7 +131,7 @@ def _put_clocks(watch: Watch) -> None:
         (train, "prepare", watch.around("prepare", train.prepare)),
         (preparation, "load_dataset", watch.around("data", preparation.load_dataset)),
         (training, "engine_of", watch.around("engine", training.engine_of)),
-        (training, "check_place", watch.around("tracking", training.check_place)),
+        (under_way, "check_place", watch.around("tracking", under_way.check_place)),
         (RunDirectory, "create", watch.around("directory", RunDirectory.create)),
         (Progress, "stepped", watch.stepped(Progress.stepped)),
     ):
