@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 import pyarrow as pa
 from pyarrow import fs
 
-from orchestrator.files import Chunk
+from orchestrator.files import Chunk, check_size
 
 
 class ArrowStorage:
@@ -28,10 +28,11 @@ class ArrowStorage:
     def replace(self, name: str, data: bytes) -> None:
         self.write(name, [data], len(data))
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int) -> bytes:
         path = f"{self._root}/{name}"
-        with _as_os_errors(), self._files.open_input_stream(path, compression=None) as stream:
-            return stream.read()
+        with _as_os_errors(), self._files.open_input_file(path) as file:
+            check_size(name, file.size(), most)
+            return file.read()
 
     def entries(self) -> dict[str, frozenset[str]]:
         below = fs.FileSelector(self._root, recursive=True, allow_not_found=True)

@@ -15,6 +15,7 @@ from learning.errors import UserError
 from orchestrator.files import DamageError
 from orchestrator.fingerprints import Fingerprints, differing, tensor_sets
 from orchestrator.manifest import INDEX, MANIFEST, Attempt, Index, Manifest, attempts
+from orchestrator.record_files import MOST_BYTES
 from orchestrator.storage import Storage, reason, refusing
 from orchestrator.tensor_files import decode_tensors
 
@@ -140,7 +141,7 @@ class CheckpointReader:
         state = {}
         for learner, entry in manifest.files.items():
             name = f"{attempt.directory}/{entry.name}"
-            data, where = self._read(name, fix), self.storage.at(name)
+            data, where = self._read(name, fix, entry.size), self.storage.at(name)
             state[learner] = decode_tensors(data, entry.size, entry.sums, where, fix)
         told = manifest.fingerprints
         if told is not None and (wrong := differing(told.tensors or {}, tensor_sets(state))):
@@ -172,11 +173,14 @@ class CheckpointReader:
         with refusing(f"list the checkpoints in {self.storage.at()}", "make it readable"):
             return self.storage.entries()
 
-    def _read(self, name: str, fix: str) -> bytes:
+    def _read(self, name: str, fix: str, most: int = MOST_BYTES) -> bytes:
         try:
-            return self.storage.read(name)
+            return self.storage.read(name, most)
+        except MemoryError as error:
+            what = f"{most} bytes do not fit into memory"
+            raise UserError(f"cannot read {self.storage.at(name)} ({what}): {fix}") from error
         except OSError as error:
-            lost = error.errno in (errno.ENOENT, errno.EIO)
+            lost = error.errno in (errno.ENOENT, errno.EIO, errno.EFBIG)
             kind = DamageError if lost else UserError
             raise kind(f"cannot read {self.storage.at(name)} ({reason(error)}): {fix}") from error
 

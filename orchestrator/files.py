@@ -6,6 +6,7 @@ killed process loses nothing.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -47,6 +48,12 @@ def child(directory: Path, name: str, what: str = "file") -> Path:
             "the first a letter or a digit"
         )
     return directory / name
+
+
+def check_size(name: str, size: int, most: int) -> None:
+    """Raise the OSError of a file that has more bytes than it may, before they are read."""
+    if size > most:
+        raise OSError(errno.EFBIG, f"it has {size} bytes, more than {most}", name)
 
 
 def write_all(descriptor: int, data: Chunk) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 from learning.errors import UserError
 from orchestrator.manifest import attempts
+from orchestrator.record_files import MOST_BYTES
 from orchestrator.storage import Storage, refusing
 
 OWNER = "owner"
@@ -62,6 +63,6 @@ def claimed(storage: Storage | None, run: str | None) -> Iterator[None]:
 
 def _holder(storage: Storage) -> str | None:
     try:
-        return storage.read(OWNER).decode(errors="replace").strip()
+        return storage.read(OWNER, MOST_BYTES).decode(errors="replace").strip()
     except FileNotFoundError:
         return None

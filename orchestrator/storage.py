@@ -21,7 +21,7 @@ from learning.bounds import Address, Kept, Seconds, Steps
 from learning.errors import UserError, one_line
 from learning.settings import Settings
 from orchestrator.direct_files import LARGE, write_large_file
-from orchestrator.files import Chunk, child, replace_file, sync_directory, write_file
+from orchestrator.files import Chunk, check_size, child, replace_file, sync_directory, write_file
 from orchestrator.record_files import open_record
 
 
@@ -69,8 +69,8 @@ class Storage(Protocol):
         """Write a file so that at any moment the old or the new one is there whole."""
         ...
 
-    def read(self, name: str) -> bytes:
-        """Read a file."""
+    def read(self, name: str, most: int) -> bytes:
+        """Read a file; one of more bytes than `most` is not read, and EFBIG."""
         ...
 
     def entries(self) -> dict[str, frozenset[str]]:
@@ -109,8 +109,9 @@ class LocalStorage:
         sync_directory(path.parent)  # this file may name those that were written before it
         replace_file(path, [data])
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int) -> bytes:
         with os.fdopen(open_record(self._root / name, os.O_RDONLY), "rb") as file:
+            check_size(name, os.fstat(file.fileno()).st_size, most)
             return file.read()  # not mapped: bytes verified are bytes parsed
 
     def entries(self) -> dict[str, frozenset[str]]:

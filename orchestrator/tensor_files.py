@@ -121,6 +121,9 @@ def decode_tensors(
         return safetensors.torch.load(data)
     except SafetensorError as error:
         raise DamageError(f"{where} is not a safetensors file ({error}): {fix}") from error
+    except KeyError as error:  # of its table of types, which has fewer than the format
+        what = f"a tensor of type {error.args[0]}, which is never written"
+        raise DamageError(f"{where} has {what}: {fix}") from error
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from learning.errors import UserError
 from orchestrator.files import sealed
+from orchestrator.tensor_files import decode_tensors
 from tests.orchestrator.checkpointing import (
     checkpoints_in,
     make_state,
@@ -181,3 +183,49 @@ def test_a_directory_that_is_a_link_is_not_written_through(tmp_path: Path, linke
         save(c, 2, 3)
     assert {p.name: p.read_text() for p in theirs.iterdir()} == {"manifest.json": "mine"}
     assert seed_of(c, 1) == 1
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "block1.safetensors"])
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, name: str) -> None:
+    """A file with a hole claims a terabyte and takes none."""
+    save(tmp_path, 1, 1)
+    save(tmp_path, 2, 2)
+    os.truncate(tmp_path / "step-00000002" / name, 2**40)
+    with pytest.raises(UserError, match=rf"it has {2**40} bytes, more than "):
+        checkpoints_in(tmp_path).load(2)
+    found, skipped = checkpoints_in(tmp_path).newest_valid()
+    assert found is not None and found.step == 1 and len(skipped) == 1
+
+
+def test_a_file_that_does_not_fit_into_memory_is_one_sentence(tmp_path: Path) -> None:
+    """Even where the manifest agrees, as that of a stranger may."""
+    save(tmp_path, 1, 1)
+    path = tmp_path / "step-00000001/block1.safetensors"
+    size = path.stat().st_size
+    manifest = path.with_name("manifest.json")
+    content = json.loads(manifest.read_text())
+    del content["sha256"]
+    content["files"]["block1"]["size"] = 2**50
+    assert size < 2**50
+    manifest.write_bytes(sealed(content, content.pop("format")))
+    os.truncate(path, 2**43)  # as much as file systems give
+    with pytest.raises(UserError, match="do not fit into memory"):
+        checkpoints_in(tmp_path).load(1)
+
+
+def test_an_index_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    save(tmp_path, 1, 1)
+    checkpoints_in(tmp_path).mark(last=1)
+    os.truncate(tmp_path / "index.json", 2**40)
+    with pytest.raises(UserError, match="more than"):
+        _ = checkpoints_in(tmp_path).last
+
+
+@pytest.mark.parametrize("kind", ["F4", "F6_E2M3", "F8_E8M0"])
+def test_types_that_torch_does_not_read_are_damage(kind: str) -> None:
+    head = json.dumps({"a": {"dtype": kind, "shape": [4], "data_offsets": [0, 4]}})
+    bits = {"F4": 2, "F6_E2M3": 3, "F8_E8M0": 4}[kind]
+    head = head.replace("[0, 4]", f"[0, {bits}]")
+    data = len(head).to_bytes(8, "little") + head.encode() + bytes(bits)
+    with pytest.raises(UserError, match=f"a tensor of type {kind}"):
+        decode_tensors(data, len(data), {}, "block1.safetensors", "start a new run")
