@@ -37,7 +37,7 @@ def measure(split: Split, unit: float) -> Numbers:
     low, high = (np.zeros(features), np.full(features, 255.0)) if pixels else _extremes(split)
     # In units of its own size, a power of two, a feature has the same digits, and no sum or square
     # of it overflows. Pixels need none.
-    size = np.ones(features) if pixels else _powers_of_two(np.maximum(np.abs(low), np.abs(high)))
+    size = np.ones(features) if pixels else _powers_of_two(_largest(low, high))
     least = low / size
 
     def above_least(chunk: np.ndarray) -> np.ndarray:
@@ -52,8 +52,8 @@ def measure(split: Split, unit: float) -> Numbers:
         deviation = above_least(chunk) - offset[:, None]
         square += np.einsum("ncp,ncp->c", deviation, deviation)
     mean, std = least + offset, np.sqrt(square / count)
-    rounding = np.finfo(np.float32 if pixels else split.dtype).eps
-    std = np.where(std <= rounding * np.abs(mean), 255.0 if pixels else 1.0, std)
+    constant = std == 0 if pixels else high / size - least <= _spacing(low, high) / size
+    std = np.where(constant, 255.0 if pixels else 1.0, std)
     scale = _scale(split.dtype, size, unit)
     found = (scale, mean / (scale / size), std / (scale / size))
     return Numbers(*(tuple(values.tolist()) for values in found))
@@ -73,6 +73,15 @@ def _powers_of_two(values: np.ndarray) -> np.ndarray:
     """The largest power of two that is not above each value; 1 for 0."""
     _, exponent = np.frexp(values)
     return np.where(values > 0, np.ldexp(1.0, exponent - 1), 1.0)
+
+
+def _largest(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(low), np.abs(high))
+
+
+def _spacing(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """From the largest number of each feature to its neighbour in the features' own type."""
+    return np.abs(np.spacing(_largest(low, high))).astype(np.float64)
 
 
 def _extremes(split: Split) -> tuple[np.ndarray, np.ndarray]:

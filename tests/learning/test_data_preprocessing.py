@@ -101,6 +101,18 @@ def test_what_differs_by_more_than_rounding_is_not_constant():
         assert abs(float(found.mean())) < 1e-5
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_a_feature_of_a_few_neighbouring_numbers_keeps_what_it_says(kind: type):
+    # Just below a power of two neighbours are half as far apart as just above it.
+    step = np.spacing(kind(1e6))
+    values = (kind(1e6) + step * np.rint(1.2 * ROWS).astype(kind)).astype(kind)
+    assert (np.ptp(values, axis=0) > 4 * step).all()
+    found = seen(values)
+    assert found.std(dim=0, correction=0).numpy() == pytest.approx(1, rel=1e-5)
+    # The mean of float32 rows is a number of float32 too: half a step of about one a deviation.
+    assert found.mean(dim=0).abs().max() <= 0.5
+
+
 def test_double_rows_are_not_rounded_to_float32_before_they_are_normalised():
     x = ROWS + 1.7e9  # seconds since 1970: in float32 they are 128 apart
     torch.testing.assert_close(seen(x), seen(ROWS), rtol=1e-5, atol=1e-5)
