@@ -65,11 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str], stopping: Stopping) -> int:
     if words[:1] in _LONG:
         doing("loading PyTorch")
-    if not wants_local_cluster(words):
-        return import_module("blocklocal.cli").main(words)
-    # Before Ray starts: its workers look for modules where this process does.
-    sys.path.insert(0, str(Path.cwd()))
     try:
+        if not wants_local_cluster(words):
+            return import_module("blocklocal.cli").main(words)
+        # Before Ray starts: its workers look for modules where this process does.
+        sys.path.insert(0, str(Path.cwd()))
         from blocklocal.clusters import local_cluster
 
         with ThreadPoolExecutor(1) as executor:

@@ -12,14 +12,22 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from blocklocal import UserError, cli, fit, signals
+from blocklocal import UserError, cli, fit, launch, signals
 from blocklocal.signals import SIGNALS, handled
 from learning.data import Dataset
 from orchestrator.events import Metrics
 from orchestrator.rundir import RunDirectory
 from orchestrator.stopping import Stopping
 from orchestrator.trainer import Observer
-from tests.blocklocal.helpers import SMALL, blobs, command, metrics_of, sentence, state_of
+from tests.blocklocal.helpers import (
+    SMALL,
+    blobs,
+    command,
+    metrics_of,
+    only_sentence,
+    sentence,
+    state_of,
+)
 
 Capture = pytest.CaptureFixture[str]
 WORDS = [*SMALL, "run.directory=run"]
@@ -240,3 +248,14 @@ def test_an_observer_that_exits_fails_the_run() -> None:
     state = state_of(Path("run"))
     assert (state["status"], state["steps"]) == ("failed", 8)
     assert state["error"].startswith("UserError: SystemExit(4) was raised in")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("words", [["eval", "run"], ["train", "engine.kind=sequential"]])
+def test_a_signal_while_the_command_line_is_imported_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, words: list[str], number: int
+) -> None:
+    monkeypatch.setattr(launch, "import_module", lambda name: signal.raise_signal(number))
+    assert launch.main(words) == 128 + number
+    said = "interrupted" if number == INT else f"stopped by {signal.Signals(number).name}"
+    assert only_sentence(capsys.readouterr().err) == said
