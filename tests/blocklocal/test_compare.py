@@ -15,7 +15,7 @@ import pytest
 from blocklocal import cli
 from blocklocal.compare.command import TORCH
 from blocklocal.compare.records import locked
-from tests.blocklocal.helpers import SCRIPT, command, sentence
+from tests.blocklocal.helpers import SCRIPT, command, only_sentence, sentence
 from tests.blocklocal.studies import TINY, kept, write_study
 
 Capture = pytest.CaptureFixture[str]
@@ -184,8 +184,8 @@ def test_a_run_that_fails(capsys: Capture, here: Path) -> None:
     write_study(here, rules=TINY["rules"] | {"wild": wild}, seeds=[0])
     assert cli.main(["compare", "study.yaml"]) == 1
     said = capsys.readouterr()
-    assert said.err.startswith("blocklocal: wild, seed 0: the loss of block 2 is ")
-    assert said.err.count("\n") == 1
+    wild = only_sentence(said.err)
+    assert wild.startswith("wild, seed 0: the loss of block 2 is ")
     assert "wild, seed 0: FAILED: the loss of block 2 is " in said.out
     assert {r["rule"] for r in kept(DIRECTORY).values()} == {"backprop", "local"}
     assert "| wild |  |  | 0 |  | 0 |" in (DIRECTORY / "report.md").read_text()
@@ -227,7 +227,7 @@ def test_a_process_that_dies(capsys: Capture, here: Path, what: str, said: str) 
     write_study(here, rules={"backprop": ["rule.kind=backprop"]}, seeds=[0], settings=settings)
     assert cli.main(["compare", "study.yaml"]) == 1
     captured = capsys.readouterr()
-    assert captured.err == f"blocklocal: backprop, seed 0: {said}\n"
+    assert only_sentence(captured.err) == f"backprop, seed 0: {said}"
     assert not (DIRECTORY / "report.md").exists()
 
 
