@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from learning.errors import UserError
+from pydantic import ValidationError
+
+from learning.errors import UserError, named, one_line, shown
 from tuning.courier import BATCH_RECORDS, Courier
 from tuning.spool import Record, Spool
 from tuning.store import Store
@@ -76,10 +78,17 @@ def send_waiting(queue: Path, uri: str | None = None) -> tuple[int, dict[str, st
 
 
 def _send(spool: Spool, uri: str | None) -> None:
-    about = spool.about
-    settings = TrackingSettings(
-        uri=uri or about["uri"], experiment=about["experiment"] or "blocklocal"
-    )
+    about = {"uri": None, "experiment": None, "directory": None, "first": None, **spool.about}
+    experiment = about["experiment"] or "blocklocal"
+    try:
+        settings = TrackingSettings(uri=uri or about["uri"], experiment=experiment)
+    except ValidationError as error:
+        why = error.errors()[0]
+        raise UserError(
+            f"MLflow's {why['loc'][0]} {shown(why['input'])}, of --uri or of "
+            f"{named(spool.path / 'sent.json')}, is none ({one_line(why['msg'], 200)}): name the "
+            "MLflow by --uri, or restore that file from a copy"
+        ) from error
     directory = Path(about["directory"] or ".")
     first = spool.names.get(f"run {about['first']}")
     with refusing(place(settings, directory), first):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Mapping
@@ -40,6 +41,8 @@ from orchestrator.record_files import (
 SEGMENT_BYTES = 4 * 2**20
 """A file that has grown to this size is followed by the next."""
 
+_MOST = 10**15
+_NAME = re.compile(r"[0-9]{6,15}")
 Record = dict[str, Any]
 
 
@@ -53,8 +56,8 @@ class Position(NamedTuple):
 class Sent(Settings):
     """What `sent.json` holds."""
 
-    segment: int = Field(ge=1)
-    offset: int = Field(ge=0)
+    segment: int = Field(ge=1, lt=_MOST)
+    offset: int = Field(ge=0, lt=_MOST)
     names: dict[str, str]
     about: dict[str, str | None]
 
@@ -120,7 +123,7 @@ class Spool:
 
     def _segments(self) -> list[int]:
         names = (p.stem for p in self.path.glob("*.jsonl"))
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if _NAME.fullmatch(name))
 
     def _left(self) -> int:
         """How many records wait in the files."""

@@ -101,3 +101,39 @@ def test_what_lies_beside_a_queue_that_is_by_itself_is_not_its_own(user: Path) -
     (user / "run/config.yaml").write_text("{}")
     shutil.move(user / "tracking", user / "run/tracking")
     assert sending.send(user / "run/tracking", None) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("about", "uri"),
+    [
+        ({"uri": ""}, None),
+        ({"uri": "a\0b"}, None),
+        ({"experiment": "x" * 9999}, None),
+        ({}, "a\nb"),
+    ],
+    ids=["empty", "zero", "long", "of the command line"],
+)
+def test_an_mlflow_that_is_none_is_one_sentence(
+    user: Path, about: dict[str, Any], uri: str | None
+) -> None:
+    queue = user / "run/tracking"
+    (queue / "sent.json").write_bytes(sent_json(**about))
+    (queue / "000001.jsonl").write_text('{"do": "end"}\n')
+    with pytest.raises(UserError, match="name the MLflow by --uri") as caught:
+        sending.send(user / "run", uri)
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["segment", "offset"])
+def test_a_position_beyond_all_files_is_foreign(user: Path, key: str) -> None:
+    told = {"segment": 1, "offset": 0, "names": {}, "about": {}, key: 10**30}
+    (user / "run/tracking/sent.json").write_bytes(sealed(told))
+    with pytest.raises(UserError, match="sent.json is foreign"):
+        sending.send(user / "run", None)
+
+
+def test_a_file_with_a_strange_number_is_not_of_the_queue(user: Path) -> None:
+    (user / "run/tracking/sent.json").write_bytes(sent_json())
+    for name in ("\u00b2\u00b3", "1", "9" * 200, "\u0663" * 6):  # digits, say some
+        (user / f"run/tracking/{name}.jsonl").write_text("{}\n")
+    assert sending.send(user / "run", None) == (0, None)
