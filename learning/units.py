@@ -32,21 +32,46 @@ def units_of(model: nn.Module) -> list[Unit]:
     Raises:
         UserError: when `model` is not an `nn.Sequential` or has no units.
     """
-    more = _more_than_its_children(model)
-    if isinstance(model, nn.Sequential) and more:
+    more = _more_than_its_children(model) if isinstance(model, nn.Sequential) else None
+    if more:
         raise UserError(
             f"the network itself has {more}, which blocks would run without: move that to one of "
             "its layers"
         )
     if not _is_plain_sequential(model):
         raise UserError(
-            f"a network must be an nn.Sequential, not {type(model).__name__}: "
+            f"a network must be an nn.Sequential, not {_kind(model)}: "
             "express it as an nn.Sequential of its layers"
         )
+    _check_no_circle(model)
     units = [replace(unit, position=i) for i, unit in enumerate(_flatten(model, ""))]
     if not units:
         raise UserError("the network has no units: add at least one layer")
     return units
+
+
+def _kind(model: object) -> str:
+    return f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+
+
+def _check_no_circle(model: nn.Module) -> None:
+    """Refuse a module that is inside itself: its forward pass would never end."""
+    above, whole = set[nn.Module](), set[nn.Module]()
+
+    def enter(module: nn.Module) -> None:
+        if module in above:
+            raise UserError(
+                f"the network has a {type(module).__name__} that is inside itself: take it out "
+                "there"
+            )
+        if module not in whole:
+            above.add(module)
+            for child in module.children():
+                enter(child)
+            above.remove(module)
+            whole.add(module)
+
+    enter(model)
 
 
 def _is_plain_sequential(module: nn.Module) -> bool:

@@ -64,12 +64,24 @@ def test_a_sequential_with_hooks_is_kept_whole():
     assert names(units_of(nn.Sequential(inner, nn.ReLU()))) == ["0", "1"]
 
 
+def in_itself(module):
+    module.add_module("again", nn.Sequential(module))
+    return module
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (nn.Linear(2, 2), "must be an nn.Sequential, not Linear"),
         (Doubled(nn.Linear(2, 2)), "not Doubled"),
         (nn.Sequential(nn.Sequential()), "no units"),
+        (None, "not NoneType"),
+        (5, "not int"),
+        ([nn.Linear(2, 2)], "not list"),
+        (nn.Sequential, "not the class Sequential"),
+        (nn.Linear, "not the class Linear"),
+        (in_itself(nn.Sequential(nn.Linear(2, 2))), "a Sequential that is inside itself"),
+        (nn.Sequential(in_itself(nn.ReLU())), "a ReLU that is inside itself"),
     ],
 )
 def test_what_is_not_a_list_of_units_is_refused(model, message):
