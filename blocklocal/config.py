@@ -184,6 +184,12 @@ def explained(error: ValidationError, model: type[BaseModel] = RunConfig, prefix
     first = error.errors()[0]
     unknown = first["type"] == "extra_forbidden"
     key = prefix + ".".join(written_keys(first["loc"], model, keep_last=unknown))
+    if unknown and "." in (last := str(first["loc"][-1])) and key in known_keys(model, prefix):
+        *sections, name = last.split(".")
+        return (
+            f"the key {shown(last)} has dots, which settings on the command line have: write "
+            f"{': {'.join([*sections, name])}: ...{'}' * len(sections)} in a file"
+        )
     if unknown and key in known_keys(model, prefix):
         section, _, name = key.rpartition(".")
         return (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from blocklocal.config import RunConfig, dotted, load_config
+from blocklocal.config import RunConfig, dotted, load_config, make_config
 from learning.errors import UserError
 from learning.networks import MLPSettings
 from learning.rules import BLL, Local
@@ -101,6 +102,23 @@ def test_lists_nulls_and_exponents() -> None:
 def test_a_value_may_hold_equal_signs() -> None:
     uri = "http://host/?a=b"
     assert load_config(None, [f"tracking.uri={uri}"]).tracking.uri == uri
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"training.steps": 1}, "'training.steps' has dots.* write training: {steps: ...} in"),
+        ({"training": {"batch": 8}, "run.name": "a"}, "'run.name' has dots"),
+        ({"network.kind": "mlp"}, "'network.kind' has dots"),
+        ({"rule": {"head.kind": "mlp"}}, "'head.kind' has dots.* write head: {kind: ...} in"),
+        ({"rule.head.kind": "mlp"}, "write rule: {head: {kind: ...}} in a file"),
+        ({"trainng.batch": 3}, "unknown setting trainng.batch: did you mean training.batch?"),
+    ],
+    ids=str,
+)
+def test_dotted_keys_are_for_the_command_line(tree: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_config(tree)
 
 
 def test_arguments_of_a_custom_network_are_free() -> None:
