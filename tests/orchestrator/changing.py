@@ -10,6 +10,7 @@ from learning.rules import BLL, Backprop, Local
 from orchestrator.elasticity import Elasticity
 from orchestrator.engine import RayEngine
 from orchestrator.events import Changed, Event, StepDone
+from orchestrator.lane_settings import LaneSettings
 from tests.orchestrator.engines import (
     CALENDAR,
     STEPS,
@@ -59,8 +60,12 @@ def changes(events: list[Event]) -> list[Changed]:
     return [event for event in events if isinstance(event, Changed)]
 
 
-def wait_for_growth(elasticity: Elasticity) -> None:
-    """Until another lane can join."""
+def wait_for_growth(elasticity: Elasticity, lanes: int) -> None:
+    """Let there be so many lanes, and wait until the one that is missing can join.
+
+    It is not let before: on a fast processor it would have joined already.
+    """
+    elasticity.settings = LaneSettings(min=1, max=lanes)
 
     def ready() -> bool:
         elasticity.look()

@@ -53,10 +53,11 @@ def test_lanes_that_come_and_go_change_no_bit(
     start_lanes: Start, monkeypatch: pytest.MonkeyPatch, name: str, transport: str
 ) -> None:
     case = replace(CASES[name], cpus=0.3)
-    engine = start_lanes(case, 1, 3, transport)
+    engine = start_lanes(case, 1, 1, transport)
     elasticity, chain = engine._elasticity, engine._chain
 
     def first_lane_goes() -> None:
+        elasticity.settings = LaneSettings(min=1, max=2)
         touched: tuple[Lane, list[int], str] = (chain.lanes[0], [1], "because of a test")
         monkeypatch.setattr(
             elasticity, "_touched", lambda: touched if touched[0] in chain.lanes else None
@@ -64,12 +65,14 @@ def test_lanes_that_come_and_go_change_no_bit(
 
     def another_comes() -> None:
         assert chain.spare == []
-        wait_for_growth(elasticity)
+        wait_for_growth(elasticity, 3)
 
-    def comes() -> None:
-        wait_for_growth(elasticity)
-
-    happens = {4: comes, 12: comes, 20: first_lane_goes, 34: another_comes}
+    happens = {
+        4: lambda: wait_for_growth(elasticity, 2),
+        12: lambda: wait_for_growth(elasticity, 3),
+        20: first_lane_goes,
+        34: another_comes,
+    }
     events = follow(engine, happens)
     assert [change.lanes for change in changes(events)] == [2, 3, 2, 3]
     assert changes(events)[2].what == "lane 1 left, because of a test: now 2"

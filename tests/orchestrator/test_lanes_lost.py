@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,7 +15,6 @@ from learning.errors import UserError
 from learning.learners.feedback import FeedbackSettings
 from learning.rules import BLL
 from orchestrator.arrivals import Arrival
-from orchestrator.elasticity import Elasticity
 from orchestrator.engine import RayEngine
 from orchestrator.lane import Actor
 from orchestrator.lane_settings import LaneSettings
@@ -108,31 +108,24 @@ def test_a_lane_that_fails_to_come_is_given_up_and_the_run_goes_on(
     start_lanes: Start, monkeypatch: pytest.MonkeyPatch, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     case = CASES["local"]
-    engine = start_lanes(case, 1, 2)
-    elasticity = engine._elasticity
+    engine = start_lanes(case, 1, 1)
+    elasticity, cast = engine._elasticity, engine._chain.cast
+    poison = _Fatal() if how == "killed" else "nonsense"  # no learner can be made from it
+
+    def poisoned(number: int) -> list[Actor]:
+        actors = cast(number)
+        actors[2].arguments = (poison, *actors[2].arguments[1:])
+        return actors
 
     def fails() -> None:
-        if how == "raises":  # arguments from which no learner can be made
+        monkeypatch.setattr(engine._chain, "cast", poisoned)
+        elasticity.settings = LaneSettings(min=1, max=2)
 
-            def unbuildable(number: int) -> list[Actor]:
-                actors = cast(number)
-                actors[1].arguments = ("nonsense", *actors[1].arguments[1:])
-                return actors
-
-            cast = engine._chain.cast
-            monkeypatch.setattr(engine._chain, "cast", unbuildable)
-            elasticity._cancel_growth()
-
-        def started() -> bool:
+        def failed() -> bool:
             elasticity.look()
-            return elasticity._growth is not None and not _waits(elasticity)
+            return elasticity._growth is not None and _has_failed(elasticity._growth)
 
-        assert eventually(started)
-        growth = elasticity._growth
-        assert growth is not None
-        if how == "killed":
-            ray.kill(growth.lane.actors[2].handle)
-        assert eventually(lambda: _has_failed(growth))
+        assert eventually(failed)
 
     events = follow(engine, {10: fails})
     assert changes(events) == [] and elasticity._growth is None
@@ -148,7 +141,7 @@ def test_a_lane_that_is_out_of_reach_costs_no_incident(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     case = CASES["local"]
-    engine, keeper = start_lanes(case, 1, 2), Keeper()
+    engine, keeper = start_lanes(case, 1, 1), Keeper()
     chain, elasticity = engine._chain, engine._elasticity
     listen = chain.listen
 
@@ -161,6 +154,7 @@ def test_a_lane_that_is_out_of_reach_costs_no_incident(
             for actor in chain.actors:
                 assert actor.endpoint is not None
                 actor.endpoint = actor.endpoint._replace(path="\0nowhere")
+        elasticity.settings = LaneSettings(min=1, max=2)
 
         def failed() -> bool:
             elasticity.look()
@@ -179,10 +173,11 @@ def test_a_lane_that_is_out_of_reach_costs_no_incident(
     assert unlike(events, case) == []
 
 
-def _waits(elasticity: Elasticity) -> bool:
-    assert elasticity._growth is not None
-    elasticity._growth.is_ready()
-    return elasticity._growth.waits
+class _Fatal:
+    """Ends the process that takes it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return signal.raise_signal, (signal.SIGKILL,)
 
 
 def _has_failed(growth: Arrival) -> bool:

@@ -114,7 +114,7 @@ def test_lanes_come_and_go_and_snapshots_are_taken_where_all_agree(
     monkeypatch.setattr("orchestrator.elasticity.LOOK_SECONDS", 0.0)
     lengths = itertools.cycle([2, 2, 7])
     monkeypatch.setattr("orchestrator.stream._chunk_length", lambda *_: next(lengths))
-    engine = start_lanes(BLOCKWISE, 1, 2)
+    engine = start_lanes(BLOCKWISE, 1, 1)
     elasticity, chain = engine._elasticity, engine._chain
     events = list[Event]()
 
@@ -126,6 +126,7 @@ def test_lanes_come_and_go_and_snapshots_are_taken_where_all_agree(
     for event in engine.train(range(STEPS), replace(CALENDAR, snapshot_seconds=1e-9)):
         events.append(event)
         if isinstance(event, StepDone) and event.step == 2:
+            elasticity.settings = LaneSettings(min=1, max=2)
             assert eventually(ready)
         # As soon as it has joined, while there are steps left that are not handed out.
         if isinstance(event, Changed) and event.lanes == 2:
