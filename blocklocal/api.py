@@ -22,7 +22,7 @@ from blocklocal.training import resume as go_on
 from blocklocal.training import train
 from learning.data import Dataset
 from learning.errors import UserError
-from orchestrator.rundir import RunDirectory
+from orchestrator.rundir import RunDirectory, check_free
 from orchestrator.trainer import Observer
 
 
@@ -84,6 +84,7 @@ def _fit(
     sections: Mapping[str, Mapping[str, Any]],
 ) -> Result:
     tree: dict[str, Any] = dict(sections)
+    _check_given(model, data)
     _check_sections(tree)
     if blocks is not None:
         tree["blocks"] = {"count": blocks} if isinstance(blocks, int) else {"at": list(blocks)}
@@ -93,6 +94,8 @@ def _fit(
         if checkpoint is not None:
             raise UserError("checkpoint goes with resume only: give both or leave it out")
         config = make_config(tree)
+        if config.run.directory is not None:
+            check_free(config.run.directory)
         with cluster(config):
             return train(prepare(config, model=model, dataset=data), observers)
     run = RunDirectory.open(resume)
@@ -107,6 +110,17 @@ def _fit(
     with cluster(config):
         prepared = prepare(config, model=model, dataset=data, plan=run.plan, made=made)
         return go_on(prepared, run, observers, checkpoint, made=made)
+
+
+def _check_given(model: object, data: object) -> None:
+    """Refuse what is no network or no data, before a cluster starts."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model is no nn.Module (it is a {type(model).__name__}): give a network")
+    if not isinstance(data, Dataset):
+        raise UserError(
+            f"data are no Dataset (they are a {type(data).__name__}): give what "
+            "blocklocal.arrays_dataset(x_train, y_train, x_test, y_test) makes of arrays"
+        )
 
 
 def _check_sections(tree: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ value. What is found later, such as settings that do not go together, takes the 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,9 @@ def wants_local_cluster(words: Sequence[str]) -> bool:
         return False
     if not schema.fits(tree):
         return False
+    directory = tree.get("run", {}).get("directory")
+    if directory is not None and os.path.lexists(os.path.expanduser(directory)):
+        return False  # it is refused, unless it is empty
     engine = tree.get("engine", {})
     return engine.get("kind", "ray") == "ray" and engine.get("address") is None
 

@@ -59,6 +59,20 @@ class RunState(Settings):
     id: str | None = Field(default=None, description="its name as the owner of a shared storage")
 
 
+def check_free(path: Path) -> None:
+    """Check that a new run may be made at a path; `RunDirectory.create` does so once more.
+
+    Raises:
+        UserError: when something is there, unless it is an empty directory.
+    """
+    path = Path(os.path.abspath(path))
+    if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
+        raise UserError(
+            f"run.directory = {path} exists and is not an empty directory: choose another "
+            "run.directory or --resume it"
+        )
+
+
 class RunDirectory(RunRecords):
     """A run on disk. One process, the one in `lock()`, may write; reading needs no lock."""
 
@@ -96,11 +110,7 @@ class RunDirectory(RunRecords):
             METRICS: b"",
             SPANS: b"",
         }
-        if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
-            raise UserError(
-                f"run.directory = {path} exists and is not an empty directory: choose another "
-                "run.directory or --resume it"
-            )
+        check_free(path)
         made = [parent for parent in path.parents if not parent.exists()]  # innermost first
         new = path.parent / f".{path.name}.new-{os.getpid()}"
         try:

@@ -19,7 +19,7 @@ from blocklocal.resuming import check_given, start_of
 from blocklocal.training import resume, train
 from learning.errors import UserError
 from learning.yaml_files import write_yaml
-from orchestrator.rundir import RunDirectory
+from orchestrator.rundir import RunDirectory, check_free
 
 
 def train_command(
@@ -39,6 +39,8 @@ def train_command(
     if checkpoint is not None:
         raise UserError("--checkpoint goes with --resume only: give both or leave it out")
     config = configuration(words)
+    if config.run.directory is not None and not dry_run:
+        check_free(config.run.directory)
     with cluster(config):
         prepared = prepare(config)
         if dry_run:

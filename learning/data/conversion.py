@@ -90,7 +90,8 @@ def integers(name: str, value: object, first: int = 0) -> np.ndarray:
     """
     y = as_array(name, value)
     if y.ndim != 1 or y.dtype.kind not in "iub":
-        fix = "y.astype('int64')"
+        names = y.dtype.kind not in "fc"
+        fix = "np.searchsorted(np.unique(y_train), y)" if names else "y.astype('int64')"
         if y.ndim == 2:
             fix = "y[:, 0]" if y.shape[1] == 1 else "y.argmax(1), where each row has a single 1"
         raise UserError(

@@ -8,16 +8,18 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+from torch import nn
 
-from blocklocal import launch
+from blocklocal import UserError, fit, launch
 from blocklocal.clusters import cluster
 from blocklocal.config import make_config
 from blocklocal.early import SCHEMA, made
 from orchestrator.plan import Plan
-from tests.blocklocal.helpers import SMALL, command, only_sentence
+from tests.blocklocal.helpers import SMALL, blobs, command, only_sentence
 
 Capture = pytest.CaptureFixture[str]
 
@@ -34,6 +36,29 @@ def test_a_local_ray_reports_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     with cluster(make_config({})):
         pass
     assert said == ["0", "1"]
+
+
+def test_a_directory_that_is_taken_is_told_before_a_cluster_starts(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("a cluster was started"))
+    (tmp_path / "run.log").write_text("mine")
+    said = f"run.directory = {tmp_path} exists and is not an empty directory"
+    assert launch.main(["train", *SMALL, "engine.kind=ray", f"run.directory={tmp_path}"]) == 2
+    assert said in only_sentence(capsys.readouterr().err)
+    with pytest.raises(UserError, match="exists and is not an empty directory"):
+        fit(nn.Sequential(nn.Linear(8, 4)), blobs(), run={"directory": str(tmp_path)})
+
+
+@pytest.mark.parametrize("given", [None, ([[1.0]], [0]), {"x": [1.0]}])
+def test_what_is_no_network_or_no_data_is_told_before_a_cluster_starts(
+    monkeypatch: pytest.MonkeyPatch, given: Any
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("a cluster was started"))
+    with pytest.raises(UserError, match="data are no Dataset .*: give what blocklocal.arrays_data"):
+        fit(nn.Sequential(nn.Linear(8, 4)), given)
+    with pytest.raises(UserError, match="model is no nn.Module .*: give a network"):
+        fit(given, blobs())
 
 
 def test_plan_prints_and_saves(capsys: Capture, tmp_path: Path) -> None:

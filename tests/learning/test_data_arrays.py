@@ -163,6 +163,7 @@ def test_rows_that_may_be_mistaken_are_refused(x, words):
     [
         (Y[:, None], "use y[:, 0]"),
         (np.eye(3)[Y], "use y.argmax(1), where each row has a single 1"),
+        (np.array(list("abc"))[Y], "use np.searchsorted(np.unique(y_train), y)"),
         (Y.astype(float), "has the type float64 and shape (20,), not integer"),
         (np.array(["cat"] * ROWS), "has the type <U3"),
         (np.array(3), "has the type int64 and shape ()"),
