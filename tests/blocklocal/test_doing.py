@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
-from blocklocal import cli, launch
+from blocklocal import launch
 from blocklocal.compare import command as compare
 from blocklocal.config import load_config
 from blocklocal.preparation import prepare
@@ -87,11 +89,11 @@ def test_the_command_says_what_it_does_before_it_does_it(
     Path("run.yaml").write_text(yaml.safe_dump({"engine": {"kind": "sequential"}}))
     heard: list[str] = []
 
-    def command_line() -> Callable[[list[str]], int]:
+    def imported(name: str) -> ModuleType:
         heard.append(capsys.readouterr().err)  # what was said before PyTorch is imported
-        return cli.main
+        return import_module(name)
 
-    monkeypatch.setattr(launch, "_command_line", command_line)
+    monkeypatch.setattr(launch, "import_module", imported)
     words = [*SMALL, "blocks.at=auto", "blocks.balance=time", "training.steps=1"]
     assert launch.main(["train", "run.yaml", *words, "run.directory=run"]) == 0
     assert heard == ["... loading PyTorch\n"]
