@@ -59,7 +59,7 @@ def attempt(location: str, name: str) -> str | None:
     except UserError as error:
         return str(error)
     try:
-        same = storage.read(OURS) == PROBE
+        same = storage.read(OURS, len(PROBE)) == PROBE
     except FileNotFoundError:
         return f"{storage.at(OURS)} is not there: another disk than this process writes to"
     except OSError as error:
