@@ -23,18 +23,16 @@ import psutil
 from torch import nn
 
 HERE = Path(__file__).parent
+steps = 0  # of this process; what a module counts is state, which a checkpoint would have to keep
 
 
 class Bomb(nn.Module):
     """Kills a process in its 700th step, once: that which the file `victim` names."""
 
-    def __init__(self):
-        super().__init__()
-        self.steps = 0
-
     def forward(self, x):
-        self.steps += self.training
-        if self.steps == 700 and (HERE / "victim").exists():
+        global steps
+        steps += self.training
+        if steps == 700 and (HERE / "victim").exists():
             victim = (HERE / "victim").read_text()
             (HERE / "victim").unlink()
             me = psutil.Process()
