@@ -13,7 +13,7 @@ import ray
 from ray._private.utils import check_version_info
 
 from blocklocal import clusters
-from tests.blocklocal.helpers import refused
+from tests.blocklocal.helpers import only_sentence, refused
 
 Capture = pytest.CaptureFixture[str]
 
@@ -53,8 +53,8 @@ def test_no_token_and_another_one(tmp_path: Path) -> None:
     ]
     for said, process in zip(cases, started, strict=True):
         _, error = process.communicate(timeout=600)
-        where = f"blocklocal: the Ray cluster at engine.address = '{address}'"
-        assert error == f"{where} {said}\n"
+        where = f"the Ray cluster at engine.address = '{address}'"
+        assert only_sentence(error) == f"{where} {said}"
         assert process.returncode == 2
 
 
