@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,14 @@ from hypothesis import settings
 from tests.prefork import launcher
 
 torch.set_num_threads(1)
+# A shell without a terminal ignores these for what it starts in the background, tests among it.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGTERM, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 settings.register_profile("any processor", deadline=None)  # no verdict depends on its pace
 settings.load_profile("any processor")
 
