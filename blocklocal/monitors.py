@@ -30,8 +30,9 @@ def giving_way() -> Iterator[None]:
     if not children.exists():
         yield
         return
-    over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(children, over), name="monitors", daemon=True)
+    over, earlier = threading.Event(), _numbers(children)  # another cluster of this process
+    arguments = (children, earlier, over)
+    watch = threading.Thread(target=_watch, args=arguments, name="monitors", daemon=True)
     watch.start()
     try:
         yield
@@ -40,12 +41,16 @@ def giving_way() -> Iterator[None]:
         watch.join()
 
 
-def _watch(children: Path, over: threading.Event) -> None:
+def _numbers(children: Path) -> set[int]:
+    return set(map(int, children.read_text().split()))
+
+
+def _watch(children: Path, earlier: set[int], over: threading.Event) -> None:
     found: set[str] = set()
     last = False
     while not last and found != SCRIPTS:
         last = over.wait(_LOOK_SECONDS)  # Ray has no event for this
-        for number in map(int, children.read_text().split()):
+        for number in _numbers(children) - earlier:
             with suppress(OSError):  # it has ended, or belongs to someone else
                 script = _script(number)
                 if script in SCRIPTS - found:

@@ -35,7 +35,8 @@ def priority(number: int) -> int:
 def test_only_the_monitors_give_way(tmp_path: Path) -> None:
     own = priority(0)
     with ExitStack() as stack:
-        before = stack.enter_context(running(tmp_path / "raylet.py"))
+        (tmp_path / "earlier").mkdir()
+        before = stack.enter_context(running(tmp_path / "earlier/monitor.py"))
         with giving_way():
             monitors = [stack.enter_context(running(tmp_path / name)) for name in sorted(SCRIPTS)]
             other = stack.enter_context(running(tmp_path / "dashboard.py"))
