@@ -114,7 +114,8 @@ def test_who_has_left_is_shown_no_more(clock: _Clock) -> None:
     assert idle == ["block1 40%", "block1 40%, block1.lane2 40%", "block1 40%"]
 
 
-def test_a_terminal_has_a_live_table(clock: _Clock) -> None:
+def test_a_terminal_has_a_live_table(clock: _Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # not that of the tests, which may be a dumb one
     progress, file = _progress(0, 3, force_terminal=True)
     with progress:
         progress.worked("source", _spans())
