@@ -71,21 +71,24 @@ def test_balanced_by_memory() -> None:
     assert [b.units for b in other.blocks] == [("0", "1", "2"), ("3",)]
 
 
+CLOCK = Clock()
+"""Of this process: modules are timed as copies, which have no other in common."""
+
+
 class _Sleep(nn.Module):
-    def __init__(self, clock: Clock, seconds: float) -> None:
+    def __init__(self, seconds: float) -> None:
         super().__init__()
-        self._sleep = lambda: clock.sleep(seconds)  # copies of a module share the clock
+        self.seconds = seconds
 
     def forward(self, x: Tensor) -> Tensor:
-        self._sleep()
+        CLOCK.sleep(self.seconds)
         return x * 1.0
 
 
 @pytest.mark.parametrize("profile", [True, False])
 def test_balanced_by_time_always_profiles(profile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr("orchestrator.profile.time", clock)
-    units = [Unit(f"u{i}", _Sleep(clock, s)) for i, s in enumerate([1.0, 1.0, 1.0, 6.0])]
+    monkeypatch.setattr("orchestrator.profile.time", CLOCK)
+    units = [Unit(f"u{i}", _Sleep(s)) for i, s in enumerate([1.0, 1.0, 1.0, 6.0])]
     settings = BlocksSettings(count=2, balance="time")
     plan = make_plan(units, settings, X, profile=profile)
     assert [b.units for b in plan.blocks] == [("u0", "u1", "u2"), ("u3",)]
