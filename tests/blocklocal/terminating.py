@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 from blocklocal import cli
+from blocklocal.signals import SIGNALS
 from orchestrator.rundir import RunDirectory
 from tests.blocklocal.helpers import SCRIPT
 
@@ -42,6 +44,8 @@ def start(here: Path, *words: str) -> subprocess.Popen[str]:
 
 def forked(directory: str, words: tuple[str, ...]) -> None:
     """The command in a process that was forked, with what it says in the file `said`."""
+    # The server of forks may have been started by a study, which holds them back from it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os.chdir(directory)
     said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
